@@ -1,0 +1,40 @@
+"""The 21 classes of PASCAL VOC 2012, their colours, and the void label."""
+import numpy as np
+
+from utils.errors import InputError
+from utils.files import require_file
+
+VOID = 255  # the label of pixels that count neither in the loss nor in the scores
+
+CLASS_NAMES = ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+               "dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train",
+               "tv/monitor")
+
+
+def colour_map():
+    """PASCAL VOC's colour of each label: uint8 (256, 3). Label 255, void, is (224, 224, 192).
+
+    Bits 0, 1 and 2 of the label become the highest bits of red, green and blue, bits 3 to 5 the next ones, and so on.
+    """
+    labels = np.arange(256)
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(8):
+        colours[:, bit % 3] |= (((labels >> bit) & 1) << (7 - bit // 3)).astype(np.uint8)
+    return colours
+
+
+def load_class_names(path, num_classes):
+    """Class names, one a line, from a text file: a list of `num_classes` strings. Raises InputError otherwise."""
+    path = require_file(path, "list of class names")
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise InputError(f"the list of class names {path} is not text; give one name a line") from None
+    if len(names) != num_classes:
+        raise InputError(f"{path} holds {len(names)} class names for {num_classes} classes; give one name a line")
+    return names
+
+
+def default_class_names(num_classes):
+    """VOC's names for 21 classes, otherwise "class 0", "class 1", ..."""
+    return list(CLASS_NAMES) if num_classes == len(CLASS_NAMES) else [f"class {i}" for i in range(num_classes)]

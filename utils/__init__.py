@@ -1,0 +1,1 @@
+"""What the commands share: run-time set-up, files, checkpoints, metrics, logging."""

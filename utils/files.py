@@ -1,0 +1,57 @@
+"""Whole files or none: write to a temporary name beside the target, then rename."""
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from utils.errors import InputError
+
+
+@contextlib.contextmanager
+def write_atomically(path):
+    """Yields a temporary path in the target's folder; on success it replaces `path`, on any error it is removed.
+
+    A reader, or a process killed half-way, sees the old file or the new one, never a part of either.
+    The temporary name keeps the target's suffix, for the libraries that choose a format by it.
+    Raises InputError if the folder cannot be created or written, or the disk is full.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem[:60]}.", suffix=f".part{path.suffix}",
+                                             dir=path.parent)
+        os.close(handle)
+        yield Path(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp gives 0600; other users of a cluster read these files too
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; "
+                         f"give a folder that can be written and has space left") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def require_file(path, what):
+    """Returns `path` as a Path. Raises InputError unless it is an existing file; `what` names it, e.g. "checkpoint"."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"the {what} {path} is a folder; give a file")
+    if not path.is_file():
+        raise InputError(f"the {what} {path} does not exist; check the path")
+    return path
+
+
+def require_folder(path, what):
+    """Returns `path` as a Path. Raises InputError unless it is an existing folder; `what` names it, e.g. "images"."""
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"the folder of {what} {path} does not exist; check the path")
+    return path
