@@ -2,7 +2,7 @@
 import sys
 
 
-class InputError(Exception):
+class InputError(ValueError):
     """Something that the user gave is wrong. The message says what came, what was expected and how to mend it."""
 
 
