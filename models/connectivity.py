@@ -1,0 +1,201 @@
+"""The connectivity: which inputs each decoder stage reads. A boolean array as a value; no torch in here.
+
+connectivity[stage, source, side], bool (L, L, 2). Stages and sources count from the deepest; side 0 is the encoder
+(source j is tap E[j]), side 1 the decoder (source 0 is the global feature G, source j is D[j-1]). Stage l can read
+sources 0 to l of both sides, so that L = 9 stages have 90 possible connections.
+"""
+import numpy as np
+
+from utils.errors import InputError
+from utils.files import require_file, write_atomically
+
+DEFAULT_THRESHOLD = 1e-3
+
+
+def empty(num_stages):
+    """A connectivity of `num_stages` stages without any connection: bool (L, L, 2)."""
+    return np.zeros((num_stages, num_stages, 2), dtype=bool)
+
+
+def from_table(num_stages, table):
+    """{stage: (encoder sources, decoder-side sources)} -> connectivity."""
+    connectivity = empty(num_stages)
+    for stage, sides in table.items():
+        for side, sources in enumerate(sides):
+            connectivity[stage, list(sources), side] = True
+    return connectivity
+
+
+def published(num_stages=9):
+    """The 15 connections that the paper's search found (spec section 6), for the nine taps of MobileNetV2."""
+    if num_stages != 9:
+        raise InputError(f"the published connectivity has 9 stages, this encoder {num_stages} taps; name another one")
+    return from_table(9, {1: ((0,), (0,)), 2: ((2,), (0,)), 3: ((3,), (0,)), 8: ((0, 1, 2, 3, 8), (0, 2, 3, 4))})
+
+
+def fcn(num_stages=9):
+    """The finest stage reads the encoder's deepest tap alone, as FCN-32s does."""
+    return from_table(num_stages, {num_stages - 1: ((0,), ())})
+
+
+def unet(num_stages=9):
+    """Each stage reads its own encoder tap and the stage below it, as U-Net does."""
+    return from_table(num_stages, {l: ((l,), (l,) if l else ()) for l in range(num_stages)})
+
+
+def full(num_stages=9):
+    """Every connection of the search space."""
+    return from_table(num_stages, {l: (range(l + 1), range(l + 1)) for l in range(num_stages)})
+
+
+NAMED = {"published": published, "fcn": fcn, "unet": unet, "full": full}
+
+
+def prune(strengths, threshold=DEFAULT_THRESHOLD):
+    """Strengths -> connectivity: spec section 6, the paper's section 3.4.
+
+    strengths: L arrays of shape (l+1, 2), deepest first, in [0, 1]; returns bool (L, L, 2). Raises InputError for other
+    shapes or values, and when the finest stage keeps no input, which is no network.
+    """
+    strengths = [np.asarray(p) for p in strengths]
+    check_strengths(strengths, threshold)
+    kept = keep_used(strengths, threshold)
+    merge_duplicates(kept)
+    drop_subsets(kept)
+    if not kept[-1].any():
+        strongest = max(float(p.max()) for p in strengths)
+        raise InputError(f"no connection is left at the threshold {threshold:g}: the finest stage keeps no input (its "
+                         f"strongest is {float(strengths[-1].max()):.3g}, the strongest of all {strongest:.3g}); "
+                         f"lower the threshold or search with a smaller sparse weight")
+    return kept
+
+
+def check_strengths(strengths, threshold):
+    """Raises InputError unless the strengths are L finite arrays (l+1, 2) in [0, 1] and the threshold fits them."""
+    if not strengths:
+        raise InputError("there are no strengths to prune; give one array (l+1, 2) for each stage l")
+    if not 0 <= threshold < 1:
+        raise InputError(f"the threshold is {threshold}; strengths are between 0 and 1, so give one from 0 to below 1")
+    for l, p in enumerate(strengths):
+        if p.shape != (l + 1, 2):
+            raise InputError(f"the strengths of stage {l} have the shape {p.shape}; expected {(l + 1, 2)}")
+        if not (np.isfinite(p).all() and (p >= 0).all() and (p <= 1).all()):
+            raise InputError(f"the strengths of stage {l} go from {p.min()} to {p.max()}; expected 0 to 1")
+
+
+def keep_used(strengths, threshold):
+    """Step 1, finest stage first: what is above the threshold, in stages that the finest stage depends on."""
+    kept = empty(len(strengths))
+    used = {len(strengths) - 1}
+    for l in reversed(range(len(strengths))):
+        if l in used:
+            kept[l, :l + 1] = strengths[l] > threshold
+            used.update(np.flatnonzero(kept[l, 1:, 1]).tolist())  # decoder-side source j is stage j - 1
+    return kept
+
+
+def merge_duplicates(kept):
+    """Step 2, deepest stage first, in place: stages that read the same become one; what reads nothing is dropped."""
+    finest = len(kept) - 1
+    for l in range(finest):
+        if not kept[l].any():
+            kept[:, l + 1, 1] = False
+            continue
+        for other in range(l + 1, finest):
+            if (kept[other] == kept[l]).all():
+                kept[other] = False
+                kept[:, l + 1, 1] |= kept[:, other + 1, 1]
+                kept[:, other + 1, 1] = False
+
+
+def drop_subsets(kept):
+    """Step 3, second-finest stage first, in place: a deeper stage that adds no input and no reader is dropped."""
+    for l in reversed(range(len(kept) - 1)):
+        for deeper in range(l):
+            no_new_input = not (kept[deeper] & ~kept[l]).any()
+            no_new_reader = not (kept[:, deeper + 1, 1] & ~kept[:, l + 1, 1]).any()
+            if no_new_input and no_new_reader:
+                kept[deeper] = False
+                kept[:, deeper + 1, 1] = False
+
+
+def check(connectivity, num_stages=None):
+    """Returns the connectivity as bool (L, L, 2) if a network can be built from it, else raises InputError.
+
+    num_stages: the number of encoder taps that it must fit, if known. A 0/1 array of numbers is taken too.
+    """
+    array = np.asarray(connectivity)
+    if array.ndim != 3 or array.shape[0] != array.shape[1] or array.shape[2] != 2 or not len(array):
+        raise InputError(f"the connectivity has the shape {array.shape}; expected (L, L, 2): stage, source, side")
+    if num_stages is not None and len(array) != num_stages:
+        raise InputError(f"the connectivity has {len(array)} stages, the encoder {num_stages} taps; "
+                         f"give a connectivity of the shape {(num_stages, num_stages, 2)}")
+    if array.dtype != bool:
+        if array.dtype.kind not in "uif" or not np.isin(array, (0, 1)).all():
+            raise InputError(f"the connectivity holds values of type {array.dtype} other than 0 and 1; "
+                             f"expected booleans")
+        array = array.astype(bool)
+    for l, source, side in np.argwhere(array):
+        if source > l:
+            raise InputError(f"stage {l} reads {source_name(source, side)}, which is finer than the stage; "
+                             f"stage {l} can read sources 0 to {l}")
+        if side == 1 and source > 0 and not array[source - 1].any():
+            raise InputError(f"stage {l} reads D[{source - 1}], but stage {source - 1} has no input; "
+                             f"give it one or remove the connection")
+    if not array[-1].any():
+        raise InputError(f"the finest stage ({len(array) - 1}) has no input, so there is no network; give it one")
+    return array
+
+
+def unread_stages(connectivity):
+    """Stages that have inputs but that nothing reads: they cost time and change nothing."""
+    return [l for l in range(len(connectivity) - 1) if connectivity[l].any() and not connectivity[:, l + 1, 1].any()]
+
+
+def source_name(source, side):
+    """"E[3]", "G" or "D[2]": the name of a source in spec section 3."""
+    return f"E[{source}]" if side == 0 else "G" if source == 0 else f"D[{source - 1}]"
+
+
+def used_stages(connectivity):
+    """Stages that have inputs, deepest first."""
+    return [l for l in range(len(connectivity)) if connectivity[l].any()]
+
+
+def describe(connectivity):
+    """A readable table: a line a stage that has inputs, with its sources by name."""
+    lines = ["stage  encoder side          decoder side"]
+    for l in used_stages(connectivity):
+        sides = [" ".join(source_name(j, side) for j in np.flatnonzero(connectivity[l, :, side])) or "-"
+                 for side in (0, 1)]
+        lines.append(f"D[{l}]   {sides[0]:<20}  {sides[1]}")
+    stages = len(used_stages(connectivity))
+    lines.append(f"{int(connectivity.sum())} connections in {stages} stage{'s' if stages != 1 else ''}")
+    return "\n".join(lines)
+
+
+def save(path, connectivity):
+    """Writes the connectivity as a numpy file, whole or not at all."""
+    with write_atomically(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, np.asarray(connectivity, dtype=bool), allow_pickle=False)
+
+
+def load(path, num_stages=None):
+    """Reads a connectivity by name ("published", "fcn", "unet", "full"; needs num_stages) or from a .npy file.
+
+    Returns bool (L, L, 2), checked. Raises InputError if the file is missing, is none of numpy's, or fits no network.
+    """
+    if str(path) in NAMED:
+        return NAMED[str(path)](num_stages or 9)
+    path = require_file(path, "mask")
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"the mask {path} cannot be read as a numpy array ({error}); "
+                         f"give a .npy file that prune.py wrote") from None
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"the mask {path} is an archive of several arrays; give a .npy file that prune.py wrote")
+    try:
+        return check(array, num_stages)
+    except InputError as error:
+        raise InputError(f"the mask {path}: {error}") from None

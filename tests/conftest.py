@@ -1,0 +1,60 @@
+"""Small, seeded inputs that several tests use. Tests run from any folder."""
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+PARITY = Path(__file__).parent / "parity"
+sys.path.insert(0, str(ROOT))
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def filled(state):
+    """A state dict whose every float tensor is a pure function of its name and shape: what the parity figures use."""
+    out = {}
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            out[name] = tensor.clone()
+            continue
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        leaf = name.rpartition(".")[2]
+        values = rng.standard_normal(tuple(tensor.shape))
+        if leaf == "_weight_":
+            values = rng.uniform(0.05, 1.95, tuple(tensor.shape))
+        elif tensor.ndim == 4:
+            values *= np.sqrt(2.0 / np.prod(tensor.shape[1:]))
+        elif leaf == "weight":
+            values = 1 + 0.1 * values
+        elif leaf == "running_var":
+            values = 1 + 0.1 * np.abs(values)
+        else:
+            values *= 0.1
+        out[name] = torch.from_numpy(values.astype(np.float32))
+    return out
+
+
+def parity_batch(figures):
+    """The image (N, 3, H, W) and label (N, H, W) that the parity figures were computed on."""
+    rng = np.random.default_rng(int(figures["x_seed"]))
+    n, h, w = figures["shape"]
+    image = rng.standard_normal((n, 3, h, w)).astype(np.float32)
+    label = rng.integers(0, int(figures["classes"]), (n, h, w))
+    label[rng.random((n, h, w)) < 0.1] = 255
+    return torch.from_numpy(image), torch.from_numpy(label)
+
+
+def random_batch(size=(33, 47), n=2, classes=5, seed=0):
+    """A random normalized image (n, 3, *size) and label (n, *size) with a void corner."""
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.randint(0, classes, (n, *size), generator=generator)
+    label[:, :3, :3] = 255
+    return torch.randn(n, 3, *size, generator=generator), label
