@@ -1,0 +1,95 @@
+"""Writes SBD's labels, dataset/cls/NAME.mat, as index PNGs, dataset/cls_png/NAME.png. Run again to go on after a stop.
+
+    python VOC12/convert_mat_to_png.py --sbd_path ROOT/benchmark_RELEASE
+"""
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+import scipy.io  # noqa: E402
+
+from utils.errors import InputError, run_command  # noqa: E402
+from VOC12.index_png import check_labels, is_done, make_output_folder, write_label_png  # noqa: E402
+from VOC12.parallel import add_workers_argument, report_failures, run_parallel  # noqa: E402
+
+
+def convert_folder(sbd_path, workers=None):
+    """Converts every dataset/cls/*.mat of `sbd_path` that has no whole and current PNG in dataset/cls_png.
+
+    Returns (written, kept, failures): two counts and a list of (path of the .mat, sentence).
+    Raises InputError if there is nothing to convert or nowhere to write.
+    """
+    source = Path(sbd_path) / "dataset" / "cls"
+    if not source.is_dir():
+        raise InputError(f"{source} does not exist; give --sbd_path the folder benchmark_RELEASE of SBD's archive")
+    names = sorted(path.stem for path in source.glob("*.mat") if not path.name.startswith("."))
+    if not names:
+        raise InputError(f"{source} holds no .mat file; unpack SBD's benchmark.tgz again")
+    destination = source.with_name("cls_png")
+    make_output_folder(destination)
+    tasks = {str(source / f"{name}.mat"): (source / f"{name}.mat", destination / f"{name}.png") for name in names}
+    results, failures = run_parallel(convert_file, tasks, "SBD labels", workers)
+    written = sum(results.values())
+    return written, len(results) - written, failures
+
+
+def convert_file(source, destination):
+    """Converts one .mat file unless that is done. Returns whether it wrote. Raises InputError for a wrong file."""
+    if is_done(destination, source):
+        return False
+    write_label_png(destination, read_segmentation(source))
+    return True
+
+
+def read_segmentation(path):
+    """GTcls.Segmentation of an SBD file: uint8 (H, W). Raises InputError for anything else than such a file."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(516)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}; check its permissions") from error
+    if start.startswith(b"MATLAB 7.3") or b"\x89HDF" in (start[:4], start[512:]):
+        raise InputError("this is a MATLAB 7.3 (HDF5) file, and SBD's are MATLAB 5; save it again with -v7")
+    try:
+        content = scipy.io.loadmat(str(path), variable_names=["GTcls"])
+    except Exception as error:  # scipy lets a dozen kinds through for a file that is cut or garbled
+        raise InputError(f"this is no whole MATLAB 5 file ({type(error).__name__}: {error}); "
+                         f"unpack it from SBD's benchmark.tgz again") from error
+    if "GTcls" not in content:
+        raise InputError("it holds no GTcls; SBD's class labels are those in dataset/cls")
+    struct = _unwrap(content["GTcls"])
+    if getattr(struct, "dtype", np.dtype(int)).names is None or "Segmentation" not in struct.dtype.names:
+        raise InputError("its GTcls is no struct with a Segmentation; SBD's class labels are those in dataset/cls")
+    return check_labels(np.asarray(_unwrap(struct["Segmentation"])))
+
+
+def _unwrap(value):
+    """What a MATLAB cell or struct array of one element, of any number of dimensions, holds."""
+    while isinstance(value, np.ndarray) and value.dtype == object and value.size == 1:
+        value = value.reshape(-1)[0]
+    if isinstance(value, np.ndarray) and value.dtype.names and value.size == 1:
+        value = value.reshape(-1)[0]  # one record
+    return value
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(description="Write SBD's .mat labels as index PNGs beside them, in dataset/cls_png."
+                                                 " A run that was stopped goes on where it was.")
+    parser.add_argument("--sbd_path", required=True, metavar="FOLDER", help="SBD's folder benchmark_RELEASE")
+    add_workers_argument(parser)
+    return parser
+
+
+def main(args):
+    written, kept, failures = convert_folder(args.sbd_path, args.workers)
+    folder = os.path.join(args.sbd_path, "dataset", "cls_png")
+    print(f"{folder}: {written} written, {kept} already there, {len(failures)} failed")
+    return report_failures(failures)
+
+
+if __name__ == "__main__":
+    run_command(main, build_parser())

@@ -1,0 +1,119 @@
+"""One function over many files on all cores: progress, named failures, a prompt and clean end."""
+import argparse
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from concurrent.futures.process import BrokenProcessPool
+
+from tqdm import tqdm
+
+from utils.errors import InputError
+
+TASKS_PER_WORKER = 16  # below this, starting one more process costs more than it saves
+MOST_WORKERS = 61  # what Windows can wait for
+
+_busy = threading.Lock()  # held by a worker process while it is inside a task
+
+
+def add_workers_argument(parser):
+    """Adds --workers: a positive integer, default None, for all cores."""
+    parser.add_argument("--workers", type=_positive, metavar="N", help="processes to work with (default: all cores)")
+
+
+def run_parallel(function, tasks, title, workers=None):
+    """Calls `function(*arguments)` for every item of `tasks`, a dict of name -> arguments, and shows a progress bar.
+
+    `function` is importable (it runs in other processes) and raises InputError for a wrong file; that fails this one
+    task. Any other exception is a bug: the rest is cancelled and it is raised here. So is Ctrl-C, after the tasks
+    under way, which take milliseconds each, have finished.
+
+    Returns (results, failures): a dict of name -> what the function returned, and a list of (name, sentence), both
+    in the order of `tasks`. Raises InputError if a worker process is killed from outside.
+    """
+    workers = min(workers or _count_cores(), -(-len(tasks) // TASKS_PER_WORKER), MOST_WORKERS)
+    found, failed = {}, {}
+    with contextlib.closing(_outcomes(function, tasks, workers)) as outcomes:
+        for name, result, sentence in tqdm(outcomes, desc=title, total=len(tasks), unit="file"):
+            if sentence is None:
+                found[name] = result
+            else:
+                failed[name] = sentence
+    return ({name: found[name] for name in tasks if name in found},
+            [(name, failed[name]) for name in tasks if name in failed])
+
+
+def report_failures(failures):
+    """Prints one line for each (name, sentence) on standard error. Returns the exit code: 1 with failures, else 0."""
+    for name, sentence in failures:
+        print(f"{name}: {sentence}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _outcomes(function, tasks, workers):
+    """Yields (name, result, None) or (name, None, sentence) as the tasks end."""
+    if workers <= 1:
+        for name, arguments in tasks.items():
+            yield (name, *_attempt(function, arguments))
+        return
+    # Spawned, not forked: a fork of a process with threads (tqdm's, torch's) may hang.
+    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"),
+                                                  initializer=_start_worker)
+    try:
+        with _interrupts_ignored():  # what the workers inherit: Ctrl-C is for this process to handle
+            futures = {pool.submit(_attempt, function, arguments): name for name, arguments in tasks.items()}
+        for future in concurrent.futures.as_completed(futures):
+            yield (futures[future], *future.result())
+    except BrokenProcessPool:
+        raise InputError("a worker process was killed, most often for lack of memory; run again, "
+                         "with fewer --workers: what is done is kept") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _attempt(function, arguments):
+    with _busy:
+        try:
+            return function(*arguments), None
+        except InputError as error:
+            return None, str(error)
+
+
+@contextlib.contextmanager
+def _interrupts_ignored():
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread sets handlers, and only it is interrupted
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _start_worker():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent():
+    """Ends this worker when the main process is gone, for instance killed, but not in the middle of a file."""
+    multiprocessing.parent_process().join()
+    with _busy:
+        os._exit(1)
+
+
+def _count_cores():
+    if hasattr(os, "sched_getaffinity"):  # Linux: the cores that this process may use
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _positive(text):
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return number

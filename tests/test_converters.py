@@ -1,0 +1,263 @@
+"""Both converters, on files made here as SBD and VOC hold them."""
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import scipy.sparse
+from PIL import Image
+
+from utils.errors import InputError
+from VOC12 import convert_labels, convert_mat_to_png
+from VOC12.index_png import INDICES, write_label_png
+from VOC12.labels import colour_map
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "VOC12"
+
+
+def make_labels(seed=0, shape=(7, 11)):
+    return np.random.default_rng(seed).choice(INDICES, shape).astype(np.uint8)
+
+
+def save_mat(path, labels, key="GTcls", field="Segmentation", **options):
+    """A file as SBD's: a 1 x 1 struct beside other fields."""
+    boundaries = np.empty((20, 1), dtype=object)
+    boundaries[:] = [[scipy.sparse.csc_matrix((7, 11))]] * 20
+    struct = {"Boundaries": boundaries, field: labels, "CategoriesPresent": np.array([[1, 15]])}
+    scipy.io.savemat(path, {key: struct}, **options)
+
+
+@pytest.fixture
+def sbd(tmp_path):
+    """benchmark_RELEASE with three good files."""
+    folder = tmp_path / "benchmark_RELEASE"
+    (folder / "dataset/cls").mkdir(parents=True)
+    for seed in range(3):
+        save_mat(folder / f"dataset/cls/2008_00000{seed}.mat", make_labels(seed), do_compression=seed == 1)
+    return folder
+
+
+def run(script, *arguments, cwd=None):
+    return subprocess.run([sys.executable, SCRIPTS / script, *map(str, arguments)], capture_output=True, text=True,
+                          cwd=cwd)
+
+
+def assert_png(path, labels):
+    with Image.open(path) as image:
+        assert image.mode == "P"
+        assert np.array_equal(np.asarray(image), labels)
+        assert np.array_equal(np.asarray(image.convert("RGB")), colour_map()[labels])
+    assert path.read_bytes()[24] == 8  # bits a pixel
+
+
+# --- convert_mat_to_png
+
+def test_mat_to_png_and_again(sbd):
+    assert convert_mat_to_png.convert_folder(sbd) == (3, 0, [])
+    pngs = sorted((sbd / "dataset/cls_png").iterdir())
+    assert [path.name for path in pngs] == [f"2008_00000{seed}.png" for seed in range(3)]
+    for seed, path in enumerate(pngs):
+        assert_png(path, make_labels(seed))
+    stamps = [path.stat().st_mtime_ns for path in pngs]
+    assert convert_mat_to_png.convert_folder(sbd) == (0, 3, [])
+    assert [path.stat().st_mtime_ns for path in pngs] == stamps
+
+
+def test_mat_finishes_what_was_interrupted(sbd):
+    folder = sbd / "dataset/cls_png"
+    convert_mat_to_png.convert_folder(sbd)
+    whole = (folder / "2008_000000.png").read_bytes()
+    (folder / "2008_000000.png").write_bytes(whole[:-20])  # cut
+    (folder / "2008_000001.png").write_bytes(b"")
+    leftover = folder / ".2008_000002.abc.part.png"
+    leftover.write_bytes(whole[:50])
+    os.utime(leftover, (1e9, 1e9))
+    assert convert_mat_to_png.convert_folder(sbd) == (2, 1, [])
+    assert len(list(folder.iterdir())) == 3
+    assert_png(folder / "2008_000000.png", make_labels(0))
+    newer = sbd / "dataset/cls/2008_000002.mat"
+    save_mat(newer, make_labels(9))
+    os.utime(newer, (time.time() + 5,) * 2)
+    assert convert_mat_to_png.convert_folder(sbd)[0] == 1
+    assert_png(folder / "2008_000002.png", make_labels(9))
+
+
+@pytest.mark.parametrize("labels", [make_labels().astype(float), make_labels().astype(np.int32)])
+def test_mat_number_types(tmp_path, labels):
+    save_mat(tmp_path / "a.mat", labels)
+    assert np.array_equal(convert_mat_to_png.read_segmentation(tmp_path / "a.mat"), labels)
+
+
+def test_mat_struct_array_in_a_cell(tmp_path):
+    cell = np.empty((1, 1), dtype=object)
+    cell[0, 0] = {"Segmentation": make_labels()}
+    scipy.io.savemat(tmp_path / "a.mat", {"GTcls": cell})
+    assert np.array_equal(convert_mat_to_png.read_segmentation(tmp_path / "a.mat"), make_labels())
+
+
+def test_mat_failures_are_named_and_the_others_converted(sbd):
+    folder = sbd / "dataset/cls"
+    good = (folder / "2008_000000.mat").read_bytes()
+    save_mat(folder / "instance.mat", make_labels(), key="GTinst")
+    save_mat(folder / "field.mat", make_labels(), field="Labels")
+    scipy.io.savemat(folder / "array.mat", {"GTcls": make_labels()})
+    (folder / "cut.mat").write_bytes(good[:len(good) // 2])
+    (folder / "empty.mat").write_bytes(b"")
+    (folder / "text.mat").write_bytes(b"not a matrix\n" * 100)
+    (folder / "hdf.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(512) + b"\x89HDF\r\n\x1a\n" + bytes(100))
+    save_mat(folder / "value.mat", np.array([[0, 0, 0], [0, 21, 0]], dtype=np.uint8))
+    save_mat(folder / "nan.mat", np.array([[0, np.nan]]))
+    save_mat(folder / "cube.mat", np.zeros((2, 2, 2)))
+    (folder / "._2008_000000.mat").write_bytes(b"a Mac's")  # no label at all
+
+    result = run("convert_mat_to_png.py", "--sbd_path", sbd, "--workers", 2)
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    expected = {"instance": "GTcls", "field": "Segmentation", "array": "struct", "cut": "whole", "empty": "whole",
+                "text": "whole", "hdf": "7.3", "value": "row 1, column 1 holds 21", "nan": "nan",
+                "cube": "(2, 2, 2)"}
+    for name, word in expected.items():
+        lines = [line for line in result.stderr.splitlines() if line.startswith(str(folder / f"{name}.mat: "))]
+        assert len(lines) == 1 and word in lines[0], (name, lines)
+    assert "3 written, 0 already there, 10 failed" in result.stdout
+    assert len(list((sbd / "dataset/cls_png").iterdir())) == 3
+
+
+def test_mat_wrong_folders(sbd, tmp_path):
+    result = run("convert_mat_to_png.py", "--sbd_path", "elsewhere", cwd=tmp_path)
+    assert result.returncode == 2 and "benchmark_RELEASE" in result.stderr
+    assert "Traceback" not in result.stderr
+    for path in (sbd / "dataset/cls").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match="holds no .mat"):
+        convert_mat_to_png.convert_folder(sbd)
+    assert run("convert_mat_to_png.py", "--sbd_path", sbd, "--workers", "0").returncode == 2
+
+
+def test_interrupt_leaves_no_half_files_and_can_be_finished(sbd):
+    folder = sbd / "dataset"
+    labels = make_labels(shape=(300, 300))
+    save_mat(folder / "cls/2009.mat", labels)
+    raw = (folder / "cls/2009.mat").read_bytes()
+    for number in range(400):
+        (folder / f"cls/2009_{number:06d}.mat").write_bytes(raw)
+    process = subprocess.Popen([sys.executable, SCRIPTS / "convert_mat_to_png.py", "--sbd_path", sbd, "--workers", "2"],
+                               stderr=subprocess.PIPE, start_new_session=True, text=True)
+    while process.poll() is None and len(list(folder.glob("cls_png/*.png"))) < 5:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+    errors = process.communicate(timeout=20)[1]
+    assert process.returncode == 130 and "Traceback" not in errors
+    done = sorted((folder / "cls_png").iterdir())
+    assert 5 <= len(done) < 404 and not any(path.name.startswith(".") for path in done)
+    written, kept, failures = convert_mat_to_png.convert_folder(sbd, workers=2)
+    assert (kept, written, failures) == (len(done), 404 - len(done), [])
+    assert_png(folder / "cls_png/2009_000399.png", labels)
+
+
+# --- convert_labels
+
+def save_palette(path, labels, palette=None):
+    image = Image.fromarray(labels)
+    image.putpalette((colour_map() if palette is None else palette).tobytes())
+    image.save(path)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A folder with each kind of PNG of the same labels, by index."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    labels = make_labels()
+    save_palette(folder / "palette.png", labels)
+    save_palette(folder / "other_palette.png", labels, colour_map()[::-1].copy())
+    Image.fromarray(labels).save(folder / "grey.png")
+    Image.fromarray(labels.astype(np.uint16)).save(folder / "grey16.png")
+    Image.fromarray(colour_map()[labels]).save(folder / "rgb.png")
+    rgba = np.dstack([colour_map()[labels], np.full(labels.shape, 255, dtype=np.uint8)])
+    Image.fromarray(rgba).save(folder / "rgba.png")
+    return folder
+
+
+def test_every_kind_of_png(source, tmp_path):
+    names = sorted(path.stem for path in source.iterdir())
+    assert convert_labels.convert_folder(source, names, tmp_path / "out") == (len(names), 0, [])
+    for name in names:
+        assert_png(tmp_path / f"out/{name}.png", make_labels())
+    assert convert_labels.convert_folder(source, names, tmp_path / "out") == (0, len(names), [])
+
+
+def test_few_bits_a_pixel(tmp_path):
+    labels = np.array([[0, 1, 1, 0], [1, 1, 0, 0]], dtype=np.uint8)
+    Image.fromarray(labels.astype(bool)).save(tmp_path / "one_bit.png")
+    image = Image.fromarray(labels)
+    image.putpalette([0, 0, 0, 128, 0, 0])
+    image.save(tmp_path / "palette_bit.png", bits=1)
+    assert (tmp_path / "palette_bit.png").read_bytes()[24] == 1
+    assert convert_labels.convert_folder(tmp_path, ["one_bit", "palette_bit"], tmp_path / "out") == (2, 0, [])
+    for name in ("one_bit", "palette_bit"):
+        assert_png(tmp_path / f"out/{name}.png", labels)
+
+
+def test_all_22_colours_and_no_other(tmp_path):
+    labels = np.array([INDICES], dtype=np.uint8)
+    Image.fromarray(colour_map()[labels]).save(tmp_path / "all.png")
+    assert np.array_equal(convert_labels.read_label_png(tmp_path / "all.png"), labels)
+    for label in range(21, 255):  # VOC's map goes on, but these are no classes
+        Image.fromarray(colour_map()[[[0, label]]]).save(tmp_path / "one.png")
+        with pytest.raises(InputError, match="row 0, column 1"):
+            convert_labels.read_label_png(tmp_path / "one.png")
+
+
+def test_labels_command(source, tmp_path):
+    wrong = colour_map()[make_labels()]
+    wrong[4, 6] = (1, 2, 3)
+    Image.fromarray(wrong).save(source / "wrong.png")
+    Image.fromarray(np.full((2, 2), 21, dtype=np.uint8)).save(source / "value.png")
+    (source / "cut.png").write_bytes((source / "rgb.png").read_bytes()[:-30])
+    Image.fromarray(wrong).save(source / "jpeg.png", format="JPEG")
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfrgb\r\nwrong\r\nabsent\r\n\r\nvalue\r\ncut\r\njpeg\r\npalette\r\n")
+    result = run("convert_labels.py", "source", "list.txt", "out", cwd=tmp_path)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    lines = {line.split(":")[0]: line for line in result.stderr.splitlines() if line.startswith("source")}
+    expected = {"wrong": "row 4, column 6 has the colour (1, 2, 3)", "absent": "no such file", "value": "holds 21",
+                "cut": "whole", "jpeg": "whole"}
+    assert set(lines) == {os.path.join("source", f"{name}.png") for name in expected}
+    assert all(word in lines[os.path.join("source", f"{name}.png")] for name, word in expected.items())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["palette.png", "rgb.png"]
+
+    Image.fromarray(colour_map()[make_labels()]).save(source / "wrong.png")
+    (tmp_path / "list.txt").write_text("rgb\nwrong\n")
+    again = run("convert_labels.py", "source", "list.txt", "out", cwd=tmp_path)
+    assert again.returncode == 0 and "1 written, 1 already there, 0 failed" in again.stdout
+
+
+def test_labels_wrong_arguments(source, tmp_path):
+    (tmp_path / "list.txt").write_text("rgb\n")
+    before = (source / "rgb.png").read_bytes()
+    for arguments, word in (((source, "list.txt", source), "same folder"), (("none", "list.txt", "out"), "not exist"),
+                            ((source, "none.txt", "out"), "not exist"), ((source, "list.txt", "list.txt"), "list.txt")):
+        result = run("convert_labels.py", *arguments, cwd=tmp_path)
+        assert result.returncode == 2 and word in result.stderr and "Traceback" not in result.stderr
+    assert (source / "rgb.png").read_bytes() == before
+
+
+def test_colour_output_of_an_older_run_is_replaced(source, tmp_path):
+    (tmp_path / "out").mkdir()
+    Image.fromarray(colour_map()[make_labels()]).save(tmp_path / "out/rgb.png")  # whole and newer, but no indices
+    write_label_png(tmp_path / "out/palette.png", make_labels())
+    assert convert_labels.convert_folder(source, ["rgb", "palette"], tmp_path / "out") == (1, 1, [])
+    assert_png(tmp_path / "out/rgb.png", make_labels())
+
+
+def test_a_bug_is_not_taken_for_a_wrong_file(source, tmp_path, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError
+    monkeypatch.setattr(convert_labels, "read_label_png", broken)
+    with pytest.raises(ZeroDivisionError):
+        convert_labels.convert_folder(source, ["rgb"], tmp_path / "out")
