@@ -1,0 +1,153 @@
+"""Prepares PASCAL VOC 2012 and SBD for training, from the two archives to VOC12/data. Run again to go on after a stop.
+
+    python VOC12/prepare.py --root ROOT [--download]
+
+Nothing that was downloaded is moved or changed; what is made lies beside it.
+"""
+import argparse
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.errors import InputError, run_command  # noqa: E402
+from VOC12 import convert_labels, convert_mat_to_png  # noqa: E402
+from VOC12.download import download, file_md5  # noqa: E402
+from VOC12.join import (TRAINAUG, check_data_link, link_files, make_data_link, read_lists, trainaug,  # noqa: E402
+                        verify, write_list)
+from VOC12.parallel import add_workers_argument, report_failures  # noqa: E402
+from VOC12.unpack import unpack  # noqa: E402
+
+
+class Archive(NamedTuple):
+    """What is downloaded: the file's name, the folder it unpacks to, what must be in there, and where it is from."""
+    name: str
+    folder: str
+    holds: tuple
+    md5: str
+    addresses: tuple
+
+
+SBD = Archive("benchmark.tgz", "benchmark_RELEASE",
+              ("dataset/img", "dataset/cls", "dataset/train.txt", "dataset/val.txt"),
+              "82b4d87ceb2ed10f6038a1cba92111cb",
+              ("https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",))
+VOC = Archive("VOCtrainval_11-May-2012.tar", "VOCdevkit/VOC2012",
+              ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation/train.txt",
+               "ImageSets/Segmentation/val.txt"),
+              "6cd6e144f989b92b3379bac3b3de84fd",
+              ("http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+               "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"))
+
+
+def prepare(root, data, fetch=False, archives=(SBD, VOC), trainaug_count=TRAINAUG, workers=None):
+    """All steps, each printed in one line and passed over where it is done. Returns failures: (name, sentence) each.
+
+    `root` holds the archives, or what they unpack to; `fetch` downloads what is missing. `data` gets the lists and the
+    links img and gt. Raises InputError if something is missing, or in the way.
+    """
+    root, data = Path(root), Path(data)
+    joined = root / "joined"
+    for kind in ("img", "gt"):
+        check_data_link(data / kind, joined / kind)  # before minutes of work
+    provide(root, archives, fetch)
+    sbd, voc = root / SBD.folder / "dataset", root / VOC.folder
+    lists = read_lists(sbd, voc)
+    names = trainaug(lists, trainaug_count)
+
+    counts = convert_mat_to_png.convert_folder(sbd.parent, workers)
+    if _say_converted("2 SBD's labels", sbd / "cls_png", counts):
+        return counts[-1]
+    voc_labels = voc / "SegmentationClass_1D"
+    counts = convert_labels.convert_folder(voc / "SegmentationClass", lists["VOC train"] + lists["VOC val"],
+                                           voc_labels, workers)
+    if _say_converted("3 VOC's labels", voc_labels, counts):
+        return counts[-1]
+
+    images, labels = {}, {}
+    for image_folder, label_folder, keys in ((sbd / "img", sbd / "cls_png", ("SBD train", "SBD val")),
+                                             (voc / "JPEGImages", voc_labels, ("VOC train", "VOC val"))):
+        for name in (name for key in keys for name in lists[key]):  # VOC comes last and wins
+            images[f"{name}.jpg"] = image_folder / f"{name}.jpg"
+            labels[f"{name}.png"] = label_folder / f"{name}.png"
+    changed = link_files(images, joined / "img") + link_files(labels, joined / "gt")
+    print(f"4 joined folders: {joined}: {changed or 'no'} new links to {len(images)} images and their labels")
+
+    files = {"train.txt": lists["VOC train"], "val.txt": lists["VOC val"], "train_aug.txt": names}
+    changed = [write_list(data / name, content) for name, content in files.items()]
+    changed += [make_data_link(data / kind, joined / kind) for kind in ("img", "gt")]
+    lengths = ", ".join(f"{name} {len(content)}" for name, content in files.items())
+    print(f"5 lists and links: {data}: {'written' if any(changed) else 'already there'} ({lengths})")
+
+    listed = dict.fromkeys(name for content in files.values() for name in content)
+    failures = verify(listed, data / "img", data / "gt", workers)
+    print(f"verified: {len(listed) - len(failures)} of {len(listed)} listed images and labels are right")
+    return failures
+
+
+def provide(root, archives, fetch):
+    """Unpacks each of `archives` in `root`, downloaded first if `fetch`. Raises InputError if one is missing."""
+    missing = [archive for archive in archives
+               if not (root / archive.folder).exists() and not (root / archive.name).is_file()]
+    if missing and not fetch:
+        told = "; ".join(f"{archive.name} (or, unpacked, {archive.folder}) from {archive.addresses[0]}"
+                         for archive in missing)
+        raise InputError(f"{root} {'lacks archives' if root.is_dir() else 'does not exist'}: "
+                         f"put there {told}; or pass --download")
+    for archive in archives:
+        file, folder = root / archive.name, root / archive.folder
+        done = folder.exists()
+        if not done:
+            if fetch and not file.is_file():
+                download(archive.addresses, file, archive.md5)
+            elif fetch and file_md5(file) != archive.md5:
+                raise InputError(f"{file} is not the archive expected, or only a part of it (its md5 is not "
+                                 f"{archive.md5}); move it away, and run again to download it")
+            unpack(file, folder)
+        lacks = [path for path in archive.holds if not (folder / path).exists()]
+        if lacks:
+            raise InputError(f"{folder} lacks {', '.join(lacks)}: it was unpacked in part, or is another archive's; "
+                             f"move it away, and run again to unpack {archive.name} anew")
+        print(f"1 archive: {folder}: {'already there' if done else 'unpacked'}")
+
+
+def _say_converted(step, folder, counts):
+    """Prints a conversion's counts. Returns whether any file failed."""
+    written, kept, failures = counts
+    print(f"{step}: {folder}: {written} written, {kept} already there, {len(failures)} failed")
+    return bool(failures)
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(description="Prepare VOC 2012 and SBD for training: unpack, convert, join, write "
+                                                 "the lists, verify. A run that was stopped goes on where it was.")
+    parser.add_argument("--root", required=True, metavar="ROOT",
+                        help=f"folder with {SBD.name} and {VOC.name}, or what they unpack to; all is made in it")
+    parser.add_argument("--download", action="store_true", help="fetch the archives that are missing (3.3 GB)")
+    parser.add_argument("--sbd_url", metavar="URL", help=f"with --download: where to fetch {SBD.name}")
+    parser.add_argument("--voc_url", metavar="URL", help=f"with --download: where to fetch {VOC.name}")
+    parser.add_argument("--data", default=str(Path(__file__).resolve().parent / "data"), metavar="FOLDER",
+                        help="folder for the lists and the links img and gt (default: VOC12/data)")
+    parser.add_argument("--trainaug_count", type=_count, default=TRAINAUG, metavar="N",
+                        help="how many names train_aug.txt must come to; 0: any number (default: %(default)s)")
+    add_workers_argument(parser)
+    return parser
+
+
+def main(args):
+    if (args.sbd_url or args.voc_url) and not args.download:
+        raise InputError("--sbd_url and --voc_url say where to download from; pass --download too")
+    archives = (SBD._replace(addresses=(args.sbd_url,)) if args.sbd_url else SBD,
+                VOC._replace(addresses=(args.voc_url,)) if args.voc_url else VOC)
+    return report_failures(prepare(args.root, args.data, args.download, archives, args.trainaug_count, args.workers))
+
+
+def _count(text):
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
+    return int(text)
+
+
+if __name__ == "__main__":
+    run_command(main, build_parser())
