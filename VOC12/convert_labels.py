@@ -41,8 +41,8 @@ def convert_file(source, destination):
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description="Write label PNGs as index PNGs: palette PNGs by index, greyscale ones "
-                                                 "by value, RGB ones by VOC's colours. "
+    parser = argparse.ArgumentParser(description="Write label PNGs as index PNGs: palette PNGs by index, greyscale "
+                                                 "ones by value, RGB ones by VOC's colours. "
                                                  "A run that was stopped goes on where it was.")
     parser.add_argument("source", metavar="SRC", help="folder of PNG labels")
     parser.add_argument("list", metavar="LIST", help="text file of names, one a line, without .png")

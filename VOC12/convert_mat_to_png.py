@@ -77,8 +77,8 @@ def _unwrap(value):
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description="Write SBD's .mat labels as index PNGs beside them, in dataset/cls_png."
-                                                 " A run that was stopped goes on where it was.")
+    parser = argparse.ArgumentParser(description="Write SBD's .mat labels as index PNGs beside them, in "
+                                                 "dataset/cls_png. A run that was stopped goes on where it was.")
     parser.add_argument("--sbd_path", required=True, metavar="FOLDER", help="SBD's folder benchmark_RELEASE")
     add_workers_argument(parser)
     return parser

@@ -44,7 +44,7 @@ def trainaug(lists, count=TRAINAUG):
 def link_files(sources, folder):
     """Puts a relative link (a copy, where the file system has no links) to each of `sources` into `folder`.
 
-    `sources` is a dict of file name -> path; those that do not exist are left out. Returns how many were new or changed.
+    `sources` is a dict of file name -> path; those that do not exist are left out. Returns how many are new or changed.
     Raises InputError if `folder` is itself a link, for that could lead into what was downloaded, or is not writable.
     """
     if folder.parent.is_symlink() or folder.is_symlink():

@@ -221,7 +221,8 @@ def test_labels_command(source, tmp_path):
     Image.fromarray(np.full((2, 2), 21, dtype=np.uint8)).save(source / "value.png")
     (source / "cut.png").write_bytes((source / "rgb.png").read_bytes()[:-30])
     Image.fromarray(wrong).save(source / "jpeg.png", format="JPEG")
-    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfrgb\r\nwrong\r\nabsent\r\n\r\nvalue\r\ncut\r\njpeg\r\npalette\r\n")
+    names = b"\xef\xbb\xbfrgb\r\nwrong\r\nabsent\r\n\r\nvalue\r\ncut\r\njpeg\r\npalette\r\n"
+    (tmp_path / "list.txt").write_bytes(names)
     result = run("convert_labels.py", "source", "list.txt", "out", cwd=tmp_path)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     lines = {line.split(":")[0]: line for line in result.stderr.splitlines() if line.startswith("source")}

@@ -1,0 +1,176 @@
+"""Lists of names -> (image, label) pairs, for PASCAL VOC or anyone's own folders."""
+import signal
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from utils.errors import InputError
+from utils.files import require_folder
+from VOC12.labels import VOID
+from VOC12.lists import read_list
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".JPG", ".JPEG", ".PNG")
+
+
+class SegmentationDataset(Dataset):
+    """The images `im_path/NAME.jpg` (or another suffix) and labels `gt_path/NAME.png` of the names in a list.
+
+    Item (epoch, index), or index alone for epoch 0: image float32 (3, H, W), normalized, and label int64 (H, W), 255 =
+    void. The augmentation is drawn from a generator seeded by (seed, epoch, index), so it does not depend on which
+    worker loads the item. Raises InputError, here for a name without its files, on loading for a file that is broken or
+    a label that does not fit.
+    """
+
+    def __init__(self, im_path, gt_path, list_path, num_classes, transform, seed=0):
+        images, labels = require_folder(im_path, "images"), require_folder(gt_path, "labels")
+        self.names = read_list(list_path)
+        self.files = [(find_image(images, name, list_path), find_label(labels, name, list_path))
+                      for name in self.names]
+        if not 1 <= num_classes <= VOID:
+            raise InputError(f"the number of classes is {num_classes}; expected 1 to {VOID}")
+        self.num_classes, self.transform, self.seed = num_classes, transform, seed
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, key):
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        image_file, label_file = self.files[index]
+        image, label = read_image(image_file), read_label(label_file, self.num_classes)
+        if image.shape[:2] != label.shape:
+            raise InputError(f"the image {image_file} has {image.shape[1]}x{image.shape[0]} pixels but its label "
+                             f"{label_file} {label.shape[1]}x{label.shape[0]}; they must be of the same size")
+        return self.transform(image, label, np.random.default_rng((self.seed, epoch, index)))
+
+
+def find_image(folder, name, list_path):
+    """The image file of a listed name, whatever its suffix."""
+    for suffix in IMAGE_SUFFIXES:
+        if (folder / (name + suffix)).is_file():
+            return folder / (name + suffix)
+    raise InputError(f"{list_path} lists {name!r}, but {folder} has no image of that name (.jpg, .png, ...); "
+                     f"mend the list or the folder")
+
+
+def find_label(folder, name, list_path):
+    """The label file of a listed name."""
+    path = folder / (name + ".png")
+    if not path.is_file():
+        raise InputError(f"{list_path} lists {name!r}, but {path} does not exist; mend the list or the folder")
+    return path
+
+
+def open_image(path, what):
+    """PIL image, its pixels decoded. Raises InputError that names the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+            image.load()
+            return image
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(f"the {what} {path} cannot be read ({str(error) or type(error).__name__}); "
+                         f"replace the file or take its name off the list") from None
+
+
+def read_image(path):
+    """RGB, uint8 (H, W, 3)."""
+    return np.array(open_image(path, "image").convert("RGB"))
+
+
+def read_label(path, num_classes):
+    """Class indices, uint8 (H, W): of a palette PNG its indices, of a grey one its values. 255 is void."""
+    image = open_image(path, "label")
+    if image.mode not in ("P", "L", "1"):
+        raise InputError(f"the label {path} is a {image.mode} image; expected class indices (a palette or 8-bit grey "
+                         f"PNG): VOC12/convert_labels.py converts labels in VOC's colours")
+    label = np.array(image, dtype=np.uint8)
+    wrong = (label >= num_classes) & (label != VOID)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise InputError(f"the label {path} has the value {label[row, column]} at row {row}, column {column}; expected "
+                         f"0 to {num_classes - 1}, or 255 for void: mend the label or give the right --n_class")
+    return label
+
+
+class EpochBatches(Sampler):
+    """Batches of keys (epoch, index): shuffled by (seed, epoch) alone, so that any epoch can begin at any batch.
+
+    Set `epoch` and `start` (first batch) before iterating. The last batch may be smaller.
+    """
+
+    def __init__(self, num_samples, batch_size, seed):
+        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+        self.epoch, self.start = 0, 0
+
+    def __len__(self):
+        """Batches in a whole epoch."""
+        return -(-self.num_samples // self.batch_size)
+
+    def __iter__(self):
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_samples).tolist()
+        for batch in range(self.start, len(self)):
+            chosen = order[batch * self.batch_size:(batch + 1) * self.batch_size]
+            yield [(self.epoch, index) for index in chosen]
+
+
+class LoadError:
+    """An InputError on its way from a loader process: raised there, it would arrive wrapped in a traceback."""
+
+    def __init__(self, message):
+        self.message = message
+
+
+class Guarded(Dataset):
+    """A dataset whose InputErrors come back as items; `collate` and `batches` hand them on and raise them."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, key):
+        try:
+            return self.dataset[key]
+        except InputError as error:
+            return LoadError(str(error))
+
+
+def collate(samples):
+    """List of (image, label) -> (images (N, 3, H, W), labels (N, H, W)), or the first LoadError among them."""
+    for sample in samples:
+        if isinstance(sample, LoadError):
+            return sample
+    images, labels = zip(*samples)
+    return torch.stack(images), torch.stack(labels)
+
+
+def ignore_signals(_):
+    """In loader processes: Ctrl-C reaches them too, but it is the main process that decides when to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def make_loader(dataset, num_workers, batches=None, pin_memory=False):
+    """A DataLoader over `batches` (an EpochBatches), or over the dataset in order, one image at a time, if None.
+
+    It has a generator of its own: loading must not consume the random numbers of training.
+    """
+    order = {"batch_size": 1} if batches is None else {"batch_sampler": batches}
+    return DataLoader(Guarded(dataset), **order, num_workers=num_workers, collate_fn=collate, pin_memory=pin_memory,
+                      worker_init_fn=ignore_signals, persistent_workers=num_workers > 0,
+                      generator=torch.Generator().manual_seed(0))
+
+
+def batches(loader):
+    """Iterates over a loader's (images, labels); an InputError of a loader process is raised here."""
+    for batch in loader:
+        if isinstance(batch, LoadError):
+            raise InputError(batch.message)
+        yield batch
+
+

@@ -1,0 +1,159 @@
+"""Checkpoints: written whole, read without running code, recognised by content, the released ones included."""
+import re
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils.errors import InputError
+from utils.files import require_file, write_atomically
+
+CONNECTION = re.compile(r"decoders\.Decoders_(\d+)\.(down|up)_convs\.(\d+)\.(0\.)?weight")
+
+
+def load_file(path, what):
+    """torch.load on the CPU, of tensors and plain Python types only. `what` names the file in the InputError."""
+    path = require_file(path, what)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # broken files raise many types: UnpicklingError, EOFError, RuntimeError, KeyError, ...
+        if isinstance(error, MemoryError):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            reason = "it holds more than tensors and plain values, and loading that could run code"
+        raise InputError(f"the {what} {path} cannot be read ({reason[:200]}); give a whole file that PyTorch or this "
+                         f"program wrote") from None
+
+
+def save_file(path, content):
+    """torch.save, whole or not at all."""
+    with write_atomically(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # torch's writer reports a full disk as a RuntimeError
+            raise OSError(f"{str(error).splitlines()[0][:200]}") from error
+
+
+@dataclass
+class Checkpoint:
+    """A network in a file: what it takes to rebuild it, and everything else the file held in `content`."""
+    path: str
+    kind: str  # "search" or "train"
+    state: dict
+    backbone: str
+    depth: int
+    num_classes: int
+    strengths: str | None = None  # parameterization, for kind "search"
+    connectivity: Any = None  # bool (L, L, 2), for kind "train"
+    class_names: list | None = None
+    content: dict = field(default_factory=dict)
+
+    def require(self, kind):
+        """Raises InputError unless the checkpoint is of this kind. Returns itself."""
+        if self.kind != kind:
+            names = {"search": "a search (train_sparse_mask.py --search)", "train": "training (train_sparse_mask.py)"}
+            raise InputError(f"the checkpoint {self.path} is of {names[self.kind]}; this needs one of {names[kind]}")
+        return self
+
+    def require_same(self, **given):
+        """Raises InputError if an option that the user gave contradicts the file. None means not given."""
+        for name, value in given.items():
+            if value is not None and value != getattr(self, name):
+                label = {"num_classes": "classes", "depth": "depth", "backbone": "backbone"}[name]
+                raise InputError(f"the checkpoint {self.path} has {label} {getattr(self, name)}, but {value} was given; "
+                                 f"leave the option out or give the right file")
+
+    def require_backbone(self, given):
+        """An encoder that has to be imported runs code, so a file alone must not choose it: the user names it too."""
+        if ":" in self.backbone and given != self.backbone:
+            raise InputError(f"the checkpoint {self.path} uses the encoder {self.backbone!r}, which this program would "
+                             f"import; if you trust it, add --backbone_name {self.backbone}")
+
+    def build(self):
+        """The network with its weights: FullyDenseNetwork or SparseMask. Raises InputError if they do not fit."""
+        from models import FullyDenseNetwork, SparseMask
+        if self.kind == "search":
+            network = FullyDenseNetwork(self.backbone, self.depth, self.num_classes, self.strengths)
+        else:
+            network = SparseMask(self.connectivity, self.backbone, self.depth, self.num_classes)
+        load_weights(network, self.state, self.path)
+        return network
+
+
+def load_weights(network, state, path):
+    """Loads a whole state dict; raises InputError with the names that do not fit. BN counters may be missing."""
+    own = network.state_dict()
+    state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked") or name in own}
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    extra = [name for name in state if name not in own]
+    shapes = [name for name in state if name in own and own[name].shape != state[name].shape]
+    for names, problem in ((missing, "lacks"), (extra, "has, beyond the network,"), (shapes, "has in another shape")):
+        if names:
+            raise InputError(f"the checkpoint {path} {problem} {len(names)} tensors, {names[0]} first; "
+                             f"give the checkpoint of this network")
+    network.load_state_dict(state, strict=False)
+
+
+def read_checkpoint(path):
+    """Reads a checkpoint of this program or of the released code (search or trained), recognised by content."""
+    content = load_file(path, "checkpoint")
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    state = state if isinstance(state, dict) else {}
+    state = {str(name).removeprefix("module."): value for name, value in state.items()
+             if isinstance(value, torch.Tensor)}
+    connections = [(match, value) for match, value in ((CONNECTION.fullmatch(k), v) for k, v in state.items()) if match]
+    head = state.get("fc_conv.weight")
+    if not connections or head is None or head.ndim != 4:
+        hint = "it looks like encoder weights" if "conv1.weight" in state else "it holds no network of this program"
+        raise InputError(f"{path} is no checkpoint of a search or a training: {hint}; "
+                         f"give a checkpoint_ITER.pth.tar that train_sparse_mask.py wrote")
+    model = content.get("model") if isinstance(content.get("model"), dict) else {}
+    searching = all(match[4] for match, _ in connections)  # a BN follows each convolution, so the convolution is `.0`
+    return Checkpoint(
+        path=str(path), kind="search" if searching else "train", state=state,
+        backbone=str(model.get("backbone") or mobilenet_layout(state)),
+        depth=head.shape[1], num_classes=head.shape[0],
+        strengths=strengths_of(state, path) if searching else None,
+        connectivity=None if searching else connectivity_of(connections),
+        class_names=class_names_of(content, head.shape[0]), content=content)
+
+
+def mobilenet_layout(state):
+    """The name of the MobileNetV2 whose layout a released state dict has."""
+    first = "backbone.bottlenecks.Bottlenecks_0.LinearBottleneck0_0.conv1.weight"
+    return "mobilenet_v2" if first in state else "mobilenet_v2_torchvision"
+
+
+def strengths_of(state, path):
+    """The parameterization whose parameters a search's state dict has."""
+    for leaf, name in (("._weight_", "clamp"), ("._logit_", "sigmoid")):
+        if any(key.endswith(leaf) for key in state):
+            return name
+    raise InputError(f"the search checkpoint {path} holds no strengths; give one that train_sparse_mask.py wrote")
+
+
+def connectivity_of(connections):
+    """The connectivity that the names of a trained state dict spell: a kept connection has a weight.
+
+    connections: (match of CONNECTION, tensor) pairs. The finest stage is always kept, so it gives the size.
+    """
+    places = [(int(match[1]), int(match[3]), int(match[2] == "up")) for match, _ in connections]
+    num_stages = max(stage for stage, _, _ in places) + 1
+    connectivity = np.zeros((num_stages, num_stages, 2), dtype=bool)
+    for stage, source, side in places:
+        if source > stage:
+            raise InputError(f"the checkpoint names a connection of stage {stage} to source {source}, which is finer "
+                             f"than the stage; it is no checkpoint of this program")
+        connectivity[stage, source, side] = True
+    return connectivity
+
+
+def class_names_of(content, num_classes):
+    """The class names in a checkpoint, if it holds as many as there are classes."""
+    names = content.get("class_names")
+    return [str(name) for name in names] if isinstance(names, list) and len(names) == num_classes else None

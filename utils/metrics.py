@@ -1,0 +1,52 @@
+"""Confusion matrix, and the scores that come from it: spec section 7."""
+from dataclasses import dataclass
+
+import torch
+
+from VOC12.labels import VOID
+
+
+def confusion_matrix(prediction, label, num_classes):
+    """int64 (classes, classes) on the inputs' device: rows are truth, columns prediction. Void pixels are left out.
+
+    prediction and label: integer tensors of the same shape.
+    """
+    valid = label != VOID
+    cells = label[valid] * num_classes + prediction[valid]
+    return torch.bincount(cells, minlength=num_classes ** 2).reshape(num_classes, num_classes)
+
+
+@dataclass
+class Scores:
+    """iou: one float a class, None where the class is absent from the truth; m_iou is the mean over the others."""
+    iou: list
+    m_iou: float
+    pixel_accuracy: float
+
+    @property
+    def absent(self):
+        """Classes without a single pixel in the truth: they are left out of the mean."""
+        return [i for i, value in enumerate(self.iou) if value is None]
+
+
+def scores(confusion):
+    """Scores from a confusion matrix. Without a single counted pixel they are NaN."""
+    confusion = confusion.double().cpu()
+    hits, truth, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)
+    present = truth > 0
+    iou = hits / (truth + predicted - hits).clamp(min=1)
+    return Scores(iou=[value if there else None for value, there in zip(iou.tolist(), present.tolist())],
+                  m_iou=float(iou[present].mean()), pixel_accuracy=float(hits.sum() / truth.sum()))
+
+
+def table(result, class_names):
+    """The scores as readable lines: IoU of each class by name, then mIoU and pixel accuracy, in percent."""
+    width = max(len(name) for name in class_names)
+    lines = [f"{name:<{width}}  {'absent' if iou is None else f'{100 * iou:6.2f}'}"
+             for name, iou in zip(class_names, result.iou)]
+    if result.absent:
+        names = ", ".join(class_names[i] for i in result.absent)
+        lines.append(f"absent from the list and left out of the mean: {names}")
+    lines.append(f"{'mIoU':<{width}}  {100 * result.m_iou:6.2f}")
+    lines.append(f"{'pixel accuracy':<{width}}  {100 * result.pixel_accuracy:6.2f}")
+    return "\n".join(lines)

@@ -1,0 +1,142 @@
+"""The folder of one run: log, settings, source, TensorBoard curves, checkpoints (spec section 8)."""
+import contextlib
+import datetime
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from utils.checkpoint import save_file
+from utils.errors import InputError
+from utils.files import write_atomically
+
+SOURCE_ROOT = Path(__file__).resolve().parents[1]
+SOURCE_FOLDERS = (".", "models", "utils", "VOC12")
+BEST = "checkpoint_best.pth.tar"
+
+
+def new_folder(exp_path):
+    """Creates EXP_PATH/TIMESTAMP, a name that no other run has. Raises InputError if that is impossible."""
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for attempt in range(100):
+        path = Path(exp_path) / (stamp + (f"_{attempt}" if attempt else ""))
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            if not Path(exp_path).is_dir():
+                raise InputError(f"--exp_path {exp_path} is a file; give a folder for the runs") from None
+        except OSError as error:
+            raise InputError(f"cannot create the run folder {path}: {error.strerror}; "
+                             f"give --exp_path a folder that can be written") from None
+    raise InputError(f"too many runs began in {exp_path} at {stamp}; start again in a second")
+
+
+def find_last_checkpoint(path):
+    """A checkpoint to resume: `path` itself, or the newest checkpoint_ITER.pth.tar in a run folder."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    numbered = numbered_checkpoints(path)
+    if not numbered:
+        raise InputError(f"the folder {path} holds no checkpoint_ITER.pth.tar to resume; "
+                         f"give a run folder (EXP_PATH/TIMESTAMP) or a checkpoint")
+    return numbered[-1]
+
+
+def numbered_checkpoints(folder):
+    """The files checkpoint_ITER.pth.tar of a folder, by iteration."""
+    found = [p for p in folder.glob("checkpoint_*.pth.tar") if p.name[11:-8].isdigit()]
+    return sorted(found, key=lambda p: int(p.name[11:-8]))
+
+
+class RunFolder:
+    """Writes a run's log, curves and checkpoints. `resume_at`: the iteration that a resumed run continues from."""
+
+    def __init__(self, path, resume_at=None):
+        self.path = Path(path)
+        self.log_file = open(self.path / "log.txt", "a", encoding="utf-8")
+        self.scalars_file = self.path / "tensorboard.json"
+        self.scalars = {}
+        if resume_at is not None:
+            self.read_scalars(resume_at)
+        purge = None if resume_at is None else resume_at + 1  # curves of steps that will be done again
+        self.writer = SummaryWriter(str(self.path / "tensorboard_log"), purge_step=purge)
+
+    def read_scalars(self, resume_at):
+        """Takes up the curves where the checkpoint was written."""
+        with contextlib.suppress(OSError, ValueError):
+            saved = json.loads(self.scalars_file.read_text(encoding="utf-8"))
+            self.scalars = {tag: [row for row in rows if row[1] <= resume_at] for tag, rows in saved.items()}
+
+    def log(self, message):
+        """A line on the screen, above the progress bar, and in log.txt."""
+        tqdm.write(message)
+        self.log_file.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {message}\n")
+        self.log_file.flush()
+
+    def save_settings(self, settings):
+        """settings.json: every option of the run, readable."""
+        with write_atomically(self.path / "settings.json") as temporary:
+            temporary.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def copy_source(self):
+        """source/: the code that ran."""
+        for folder in SOURCE_FOLDERS:
+            for file in sorted((SOURCE_ROOT / folder).glob("*.py")):
+                target = self.path / "source" / folder / file.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
+
+    def scalar(self, tag, value, step):
+        """A point of a curve, in TensorBoard and in tensorboard.json."""
+        value = float(value)
+        self.writer.add_scalar(tag, value, step)
+        self.scalars.setdefault(tag, []).append([time.time(), step, value])
+
+    def histograms(self, network, step):
+        """The distribution of every parameter. A parameter that is not finite is left out."""
+        for name, parameter in network.named_parameters():
+            values = parameter.detach().float().cpu().numpy()
+            if np.isfinite(values).all():
+                self.writer.add_histogram(name, values, step)
+
+    def image(self, tag, image, step):
+        """uint8 (3, H, W) as a picture in TensorBoard."""
+        self.writer.add_image(tag, image, step)
+
+    def flush(self):
+        """Puts the curves on disk."""
+        with write_atomically(self.scalars_file) as temporary:
+            temporary.write_text(json.dumps(self.scalars), encoding="utf-8")
+        self.writer.flush()
+
+    def save_checkpoint(self, content, best, keep_all):
+        """Writes checkpoint_ITER.pth.tar, and checkpoint_best.pth.tar too if it is the best. Returns its path.
+
+        The previous one goes only after the new one is whole, unless keep_all.
+        """
+        path = self.path / f"checkpoint_{content['iter']}.pth.tar"
+        save_file(path, content)
+        if best:
+            with write_atomically(self.path / BEST) as temporary:
+                os.unlink(temporary)
+                try:
+                    os.link(path, temporary)
+                except OSError:  # a file system without links
+                    shutil.copyfile(path, temporary)
+        if not keep_all:
+            for other in numbered_checkpoints(self.path):
+                if other != path:
+                    other.unlink(missing_ok=True)
+        return path
+
+    def close(self):
+        """Closes what is open."""
+        self.writer.close()
+        self.log_file.close()

@@ -1,0 +1,105 @@
+"""Device, precision, seeds and signals: what a run needs from the machine."""
+import contextlib
+import random
+import signal
+
+import numpy as np
+import torch
+
+from utils.errors import InputError
+
+TYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def add_device_options(parser):
+    """--gpu and --type, the same in every command."""
+    parser.add_argument("--gpu", type=int, default=0, help="index of the CUDA device, -1 for the CPU (default: 0)")
+    parser.add_argument("--type", choices=TYPES, default="float32",
+                        help="float16 and bfloat16 are mixed precision (autocast); float64 computes in double")
+
+
+def select_device(gpu, log=print):
+    """--gpu -> torch.device. -1 is the CPU; a machine without CUDA uses the CPU and says so."""
+    if gpu < -1:
+        raise InputError(f"--gpu is {gpu}; give the index of a device, or -1 for the CPU")
+    if gpu == -1:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        log("no CUDA device here: running on the CPU")
+        return torch.device("cpu")
+    if gpu >= torch.cuda.device_count():
+        raise InputError(f"--gpu is {gpu}, but this machine has {torch.cuda.device_count()} CUDA devices, "
+                         f"counted from 0; give one of them, or -1 for the CPU")
+    torch.cuda.set_device(gpu)
+    return torch.device("cuda", gpu)
+
+
+class Precision:
+    """What `--type` means: `dtype` of the weights and images, autocast, and loss scaling for float16."""
+
+    def __init__(self, name, device):
+        self.low = TYPES[name] if name in ("float16", "bfloat16") else None
+        self.dtype = torch.float64 if name == "float64" else torch.float32
+        self.device = device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "float16")
+
+    def autocast(self):
+        """The context for a forward pass and its loss."""
+        if self.low is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.low)
+
+    def place(self, network):
+        """The network on the device, in its type, channels last (the layout that convolutions are fastest in)."""
+        return network.to(self.device, self.dtype, memory_format=torch.channels_last)
+
+    def image(self, image):
+        """A batch of images on the device, likewise."""
+        return image.to(self.device, self.dtype, non_blocking=True, memory_format=torch.channels_last)
+
+
+def seed_everything(seed):
+    """Seeds Python, NumPy and torch on all devices."""
+    random.seed(seed)
+    np.random.seed(seed % 2 ** 32)
+    torch.manual_seed(seed)
+
+
+def random_state():
+    """The state of the generators that a training step draws from: CPU tensors, one for the CPU and one a GPU."""
+    return {"cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_random_state(state):
+    """Restores what `random_state` returned. GPUs that the state does not know keep theirs."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available():
+        for index, value in enumerate(state["cuda"][:torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(value, index)
+
+
+class StopRequest:
+    """Turns the first Ctrl-C or SIGTERM into `requested`, which the training loop reads between two steps.
+
+    A second signal stops at once. Use as a context manager; outside it signals work as before.
+    """
+
+    def __init__(self):
+        self.requested = False
+        self.before = {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.before[number] = signal.signal(number, self.handle)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def handle(self, number, frame):
+        """The signal handler."""
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
