@@ -1,0 +1,62 @@
+"""Evaluate a trained network: IoU of each class, mIoU and pixel accuracy on a list of images."""
+import argparse
+
+from tqdm import tqdm
+
+from models import connectivity
+from utils.checkpoint import read_checkpoint
+from utils.engine import evaluate
+from utils.errors import InputError, run_command
+from utils.metrics import scores, table
+from utils.options import add_data_options, add_model_options, class_names_for, make_eval_loader, option_if_given
+from utils.runtime import Precision, add_device_options, select_device
+
+RELEASED_SIZE = 513  # pixels that the released code pads validation images to
+
+
+def build_parser():
+    """The command line: spec section 8."""
+    parser = argparse.ArgumentParser(prog="eval_sparse_mask.py", description=__doc__,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--pretrained_model", required=True, help="a checkpoint of a training")
+    parser.add_argument("--mask_path", help="the connectivity; the checkpoint holds it, so this only checks it")
+    parser.add_argument("--crop_size", type=int, help="pad smaller images to this many pixels a side (default: as in "
+                                                      f"training, {RELEASED_SIZE} for a released checkpoint)")
+    add_data_options(parser)
+    add_model_options(parser)
+    add_device_options(parser)
+    return parser
+
+
+def padding_of(args, checkpoint):
+    """The size that smaller images are padded to: the option, else the training's, else the released one."""
+    if args.crop_size is not None:
+        if args.crop_size < 32:
+            raise InputError(f"--crop_size is {args.crop_size}; the encoder needs at least 32")
+        return args.crop_size
+    return (checkpoint.content.get("settings") or {}).get("crop_size", RELEASED_SIZE)
+
+
+def main(args):
+    checkpoint = read_checkpoint(args.pretrained_model).require("train")
+    checkpoint.require_backbone(args.backbone_name)
+    checkpoint.require_same(num_classes=option_if_given(args, "n_class"), depth=option_if_given(args, "depth"),
+                            backbone=None)
+    if args.mask_path:
+        mask = connectivity.load(args.mask_path, len(checkpoint.connectivity))
+        if (mask != checkpoint.connectivity).any():
+            raise InputError(f"the mask {args.mask_path} is not the connectivity of {args.pretrained_model}; "
+                             f"leave out --mask_path, for the checkpoint holds its own")
+    args.n_class = checkpoint.num_classes
+    names = class_names_for(args, checkpoint.class_names)
+    device = select_device(args.gpu)
+    precision = Precision(args.type, device)
+    network = precision.place(checkpoint.build())
+    loader = make_eval_loader(args, network.num_classes, padding_of(args, checkpoint), device)
+    with tqdm(total=len(loader), unit="image", desc="evaluate", dynamic_ncols=True) as bar:
+        confusion = evaluate(network, loader, precision, on_image=lambda *_: bar.update())
+    print(table(scores(confusion), names))
+
+
+if __name__ == "__main__":
+    run_command(main, build_parser())

@@ -1,0 +1,107 @@
+"""Turn a search checkpoint into a connectivity: drop what is weak, and the stages that this leaves useless."""
+import argparse
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from models import SparseMask, connectivity
+from models.connectivity import DEFAULT_THRESHOLD, describe, prune, source_name, unread_stages
+from utils.checkpoint import read_checkpoint
+from utils.errors import run_command
+from utils.files import write_atomically
+from utils.options import add_model_options, option_if_given
+from utils.runtime import TYPES, add_device_options, select_device
+
+CLEAR_GAP = 10  # smallest kept over largest dropped; below it, the threshold decides more than the search did
+
+
+def build_parser():
+    """The command line: spec section 8."""
+    parser = argparse.ArgumentParser(prog="prune.py", description=__doc__,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help="a checkpoint of a search")
+    parser.add_argument("--thres", type=float, default=DEFAULT_THRESHOLD, help="connections weaker than this go")
+    add_model_options(parser)
+    add_device_options(parser)
+    return parser
+
+
+def strengths_in(network, device, dtype):
+    """The strengths of a supernet, computed on a device in a type: one array (l+1, 2) a stage, in [0, 1]."""
+    parameters = network.to(device, dtype).strength_parameters()
+    return [network.strengths(p, noise=False).detach().double().cpu().numpy() for p in parameters]
+
+
+def gap(strengths, threshold):
+    """(largest strength at or below the threshold, smallest above it); None where there is none.
+
+    Both speak of the threshold alone: a connection above it can still go, with a stage that nothing reads.
+    """
+    values = np.concatenate([p.ravel() for p in strengths])
+    dropped, kept = values[values <= threshold], values[values > threshold]
+    return (dropped.max() if len(dropped) else None), (kept.min() if len(kept) else None)
+
+
+def gap_lines(strengths, threshold):
+    """The gap as text, with a warning when it is narrow."""
+    dropped, kept = gap(strengths, threshold)
+    lines = [f"largest strength dropped {'none' if dropped is None else f'{dropped:.3e}'}, "
+             f"smallest kept {'none' if kept is None else f'{kept:.3e}'}"]
+    if dropped is None:
+        lines.append(f"warning: every strength is above the threshold {threshold:g}: the search has not become sparse; "
+                     f"train it longer")
+    elif dropped > 0:
+        lines[0] += f": a gap of {kept / dropped:.3g}x"
+        if kept < CLEAR_GAP * dropped:
+            lines.append(f"warning: the gap is less than {CLEAR_GAP}x, so another threshold would give another network; "
+                         f"the search has not settled: train it longer or raise --strength_lr_mult")
+    return lines
+
+
+def count(network):
+    """Number of parameters."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def main(args):
+    device = select_device(args.gpu, log=lambda _: None)  # a few numbers: which device it is makes no difference
+    checkpoint = read_checkpoint(args.checkpoint).require("search")
+    checkpoint.require_backbone(args.backbone_name)
+    checkpoint.require_same(num_classes=option_if_given(args, "n_class"), depth=option_if_given(args, "depth"))
+    supernet = checkpoint.build()
+    strengths = strengths_in(supernet, device, TYPES[args.type])
+    kept = prune(strengths, args.thres)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an unread stage is reported below
+        network = SparseMask(kept, checkpoint.backbone, checkpoint.depth, checkpoint.num_classes)
+    lines = [describe(kept)]
+    lines += [f"warning: nothing reads D[{l}]" for l in unread_stages(kept)]
+    above = sum(int((p > args.thres).sum()) for p in strengths)
+    lines.append(f"{above} of {sum(p.size for p in strengths)} strengths are above {args.thres:g}; "
+                 f"{above - int(kept.sum())} of them belonged to stages that pruning found useless")
+    lines += gap_lines(strengths, args.thres)
+    before, after = count(supernet), count(network)
+    lines.append(f"parameters: {before:,} in the supernet, {after:,} pruned "
+                 f"({count(network.backbone):,} encoder, {after - count(network.backbone):,} decoder and head)")
+    print("\n".join(lines))
+    path = Path(args.checkpoint).parent / f"mask_thres_{args.thres:g}.npy"
+    write(path, kept, strengths, args, lines)
+    print(f"written: {path}, and {path.with_suffix('.txt').name} beside it\n"
+          f"next: python train_sparse_mask.py --mask_path {path}")
+
+
+def write(path, kept, strengths, args, lines):
+    """The mask, and beside it as text what the numbers alone do not say: axes, origin, threshold, strengths."""
+    connectivity.save(path, kept)
+    rows = [f"D[{l}] <- {source_name(j, side):<5} {p[j, side]:.6e}{'  kept' if kept[l, j, side] else ''}"
+            for l, p in enumerate(strengths) for side in (0, 1) for j in range(l + 1)]
+    text = [f"{path.name}: bool {kept.shape}, [stage, source, 0 = encoder | 1 = decoder side], deepest first;",
+            "encoder source j is tap E[j], decoder-side source 0 the global feature G, source j is D[j-1]",
+            f"from {args.checkpoint} at the threshold {args.thres:g}", "", *lines, "", "strengths:", *rows, ""]
+    with write_atomically(path.with_suffix(".txt")) as temporary:
+        temporary.write_text("\n".join(text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_command(main, build_parser())
