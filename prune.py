@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from models import SparseMask, connectivity
-from models.connectivity import DEFAULT_THRESHOLD, describe, prune, source_name, unread_stages
+from models.connectivity import DEFAULT_THRESHOLD, describe, prune, require_input, source_name, unread_stages
 from utils.checkpoint import read_checkpoint
 from utils.errors import run_command
 from utils.files import write_atomically
@@ -72,6 +72,7 @@ def main(args):
     supernet = checkpoint.build()
     strengths = strengths_in(supernet, device, TYPES[args.type])
     kept = prune(strengths, args.thres)
+    require_input(kept, strengths, args.thres)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an unread stage is reported below
         network = SparseMask(kept, checkpoint.backbone, checkpoint.depth, checkpoint.num_classes)

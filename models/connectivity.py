@@ -55,19 +55,23 @@ def prune(strengths, threshold=DEFAULT_THRESHOLD):
     """Strengths -> connectivity: spec section 6, the paper's section 3.4.
 
     strengths: L arrays of shape (l+1, 2), deepest first, in [0, 1]; returns bool (L, L, 2). Raises InputError for other
-    shapes or values, and when the finest stage keeps no input, which is no network.
+    shapes or values. The result may be empty, or lack an input of the finest stage: see `require_input`.
     """
     strengths = [np.asarray(p) for p in strengths]
     check_strengths(strengths, threshold)
     kept = keep_used(strengths, threshold)
     merge_duplicates(kept)
     drop_subsets(kept)
-    if not kept[-1].any():
-        strongest = max(float(p.max()) for p in strengths)
-        raise InputError(f"no connection is left at the threshold {threshold:g}: the finest stage keeps no input (its "
-                         f"strongest is {float(strengths[-1].max()):.3g}, the strongest of all {strongest:.3g}); "
-                         f"lower the threshold or search with a smaller sparse weight")
     return kept
+
+
+def require_input(kept, strengths, threshold):
+    """Raises InputError if pruning left the finest stage without input: then there is no network."""
+    if not kept[-1].any():
+        strongest = max(float(np.max(p)) for p in strengths)
+        raise InputError(f"nothing is left at the threshold {threshold:g}: the finest stage keeps no input (its "
+                         f"strongest strength is {float(np.max(strengths[-1])):.3g}, the strongest of all "
+                         f"{strongest:.3g}); lower the threshold, or search with a smaller --sparse")
 
 
 def check_strengths(strengths, threshold):

@@ -1,7 +1,14 @@
-"""The figures that the released code computes, to 1e-4: tests/parity."""
+"""The figures that the released code computes, to 1e-4: tests/parity.
+
+The batch is tiny (2 images of 49x65, so 12 values a channel at stride 32) and the gradients are large, which makes the
+training steps chaotic: from one step to the next, rounding grows about a thousandfold. Even spec section 3 read
+plainly misses the third step's loss by 4e-3 on another machine. One thread (conftest.py) keeps the order of the sums,
+and so the first two steps, to 1e-4; the third is held to 2e-2 here, and to 1e-6 in double precision in test_networks.py.
+"""
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import PARITY, filled, parity_batch
 
 from models import FullyDenseNetwork, SparseMask
@@ -9,6 +16,7 @@ from models.connectivity import prune
 from models.losses import pixel_cross_entropy, resize_logits, sparse_loss, sparsity_target, total_sparse_loss
 
 STEPS = 3
+LOSS_TOLERANCE = (1e-4, 1e-4, 2e-2)
 
 
 def close(ours, figure, rtol=1e-4, atol=1e-4):
@@ -57,26 +65,29 @@ def test_search_forward_backward_and_three_steps(search):
         optimizer.zero_grad()
         (task + 0.01 * sparse).backward()
         if step == 0:
-            close(logits, figures["logits"], atol=1e-3, rtol=1e-3)
+            close(logits, figures["logits"])
             close(task, figures["loss_task"])
             close([sparse_loss(p, sparsity_target(p.numel())).item() for p in strengths], figures["sparse_per_stage"])
             for l, parameter in enumerate(network.strength_parameters()):
                 close(parameter.grad, figures[f"grad_weight_{l}"])
-            close(gradient_norm(network, "backbone.conv1.weight"), figures["grad_norm_conv1"], rtol=1e-3)
+            close(gradient_norm(network, "backbone.conv1.weight"), figures["grad_norm_conv1"])
             close(gradient_norm(network, "fc_conv.weight"), figures["grad_norm_fc"])
             close(gradient_norm(network, "decoders.Decoders_8.down_convs.0.0.weight"), figures["grad_conv_last"])
-        close([(task + 0.01 * sparse).item(), task.item(), sparse.item()], figures["losses"][step])
+        close([(task + 0.01 * sparse).item(), task.item(), sparse.item()], figures["losses"][step],
+              rtol=0, atol=LOSS_TOLERANCE[step])
         optimizer.step()
         network.clamp_strengths()
     for l, parameter in enumerate(network.strength_parameters()):
-        close(parameter, figures[f"weight_after_{l}"])
+        close(parameter, figures[f"weight_after_{l}"], atol=5e-3)  # after the chaotic third step
 
 
 def test_search_evaluation_mode(search):
     network, figures, image, _ = search
     with torch.no_grad():
-        close(network.eval()(image), figures["logits_eval"], rtol=1e-4, atol=1e-4)
+        close(network.eval()(image), figures["logits_eval"])
         for i, tap in enumerate(reversed(network.backbone(image))):
+            if i == 0:
+                tap = F.relu6(tap)  # the released code's in-place ReLU6 had changed the stem's tap when it was read
             close(tap.mean((0, 2, 3)), figures[f"backbone_mean_{i}"])
 
 
@@ -92,10 +103,10 @@ def test_pruned(pruned):
         optimizer.zero_grad()
         loss.backward()
         if step == 0:
-            close(logits, figures["logits"], atol=1e-3, rtol=1e-3)
-            close(gradient_norm(network, "backbone.conv1.weight"), figures["grad_norm_conv1"], rtol=1e-3)
+            close(logits, figures["logits"])
+            close(gradient_norm(network, "backbone.conv1.weight"), figures["grad_norm_conv1"])
             close(gradient_norm(network, "fc_conv.weight"), figures["grad_norm_fc"])
-        close(loss.item(), figures["losses"][step])
+        close(loss.item(), figures["losses"][step], rtol=0, atol=LOSS_TOLERANCE[step])
         optimizer.step()
 
 
@@ -103,8 +114,7 @@ def test_all_sixty_pruning_cases():
     cases = np.load(PARITY / "prune.npz", allow_pickle=False)
     for weights, mask in zip(cases["weights"], cases["masks"], strict=True):
         strengths = [weights[l, :l + 1] / 2 for l in range(9)]
-        if mask[8].any():
-            assert (prune(strengths, 1e-3) == mask).all()
+        assert (prune(strengths, 1e-3) == mask).all()
 
 
 def test_parameter_counts():
