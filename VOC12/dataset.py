@@ -1,4 +1,8 @@
 """Lists of names -> (image, label) pairs, for PASCAL VOC or anyone's own folders."""
+import atexit
+import functools
+import multiprocessing
+import os
 import signal
 import warnings
 
@@ -149,10 +153,18 @@ def collate(samples):
     return torch.stack(images), torch.stack(labels)
 
 
-def ignore_signals(_):
-    """In loader processes: Ctrl-C reaches them too, but it is the main process that decides when to stop."""
+@functools.lru_cache(maxsize=1)
+def closing_flag():
+    """Shared with the loader processes: whether the main process is exiting."""
+    flag = multiprocessing.Value("b", False, lock=False)
+    atexit.register(setattr, flag, "value", True)  # runs before multiprocessing ends its processes with SIGTERM
+    return flag
+
+
+def leave_signals(closing, _):
+    """In loader processes: a signal to the whole group reaches them too, but the main process decides when to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.value else None)
 
 
 def make_loader(dataset, num_workers, batches=None, pin_memory=False):
@@ -162,7 +174,7 @@ def make_loader(dataset, num_workers, batches=None, pin_memory=False):
     """
     order = {"batch_size": 1} if batches is None else {"batch_sampler": batches}
     return DataLoader(Guarded(dataset), **order, num_workers=num_workers, collate_fn=collate, pin_memory=pin_memory,
-                      worker_init_fn=ignore_signals, persistent_workers=num_workers > 0,
+                      worker_init_fn=functools.partial(leave_signals, closing_flag()), persistent_workers=num_workers > 0,
                       generator=torch.Generator().manual_seed(0))
 
 

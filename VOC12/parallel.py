@@ -34,7 +34,7 @@ def run_parallel(function, tasks, title, workers=None):
     Returns (results, failures): a dict of name -> what the function returned, and a list of (name, sentence), both
     in the order of `tasks`. Raises InputError if a worker process is killed from outside.
     """
-    workers = min(workers or _count_cores(), -(-len(tasks) // TASKS_PER_WORKER), MOST_WORKERS)
+    workers = min(workers or count_cores(), -(-len(tasks) // TASKS_PER_WORKER), MOST_WORKERS)
     found, failed = {}, {}
     with contextlib.closing(_outcomes(function, tasks, workers)) as outcomes:
         for name, result, sentence in tqdm(outcomes, desc=title, total=len(tasks), unit="file"):
@@ -106,7 +106,8 @@ def _follow_parent():
         os._exit(1)
 
 
-def _count_cores():
+def count_cores():
+    """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux: the cores that this process may use
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -2,7 +2,10 @@
 from utils.errors import InputError
 from VOC12.dataset import SegmentationDataset, make_loader
 from VOC12.labels import default_class_names, load_class_names
+from VOC12.parallel import count_cores
 from VOC12.transforms import EvalTransform
+
+RELEASED_WORKERS = 4
 
 
 def add_model_options(parser):
@@ -19,7 +22,7 @@ def add_data_options(parser):
     parser.add_argument("--gt_path", default="VOC12/data/gt", help="folder of the labels (class indices, PNG)")
     parser.add_argument("--eval_list", default="VOC12/data/val.txt", help="names of the images to evaluate, one a line")
     parser.add_argument("--class_names", metavar="FILE", help="names of the classes, one a line")
-    parser.add_argument("--n_worker", type=int, default=4, help="loader processes")
+    parser.add_argument("--n_worker", type=int, default=min(RELEASED_WORKERS, count_cores()), help="loader processes")
 
 
 def option_if_given(args, name):

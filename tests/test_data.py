@@ -1,0 +1,137 @@
+"""Transforms against the plain pipeline, the dataset's files and messages, loading that no worker count changes."""
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.plain_loading import plain_train_transform
+from utils.errors import InputError
+from VOC12.dataset import EpochBatches, SegmentationDataset, batches, make_loader, read_label
+from VOC12.transforms import EvalTransform, TrainTransform, denormalize, normalize
+
+
+def picture(height, width, seed=0):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 4, (height, width), dtype=np.uint8)
+    label[:2] = 255
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8), label
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "img").mkdir()
+    (tmp_path / "gt").mkdir()
+    names = [f"im_{i}" for i in range(7)]
+    for i, name in enumerate(names):
+        image, label = picture(40 + i, 50 - i, i)
+        Image.fromarray(image).save(tmp_path / "img" / f"{name}.{'jpg' if i % 2 else 'png'}")
+        Image.fromarray(label).save(tmp_path / "gt" / f"{name}.png")
+    (tmp_path / "list.txt").write_text("\n".join(names) + "\n")
+    return tmp_path
+
+
+def dataset(folder, num_classes=4, transform=None, seed=0):
+    return SegmentationDataset(folder / "img", folder / "gt", folder / "list.txt", num_classes,
+                               transform or TrainTransform(32), seed)
+
+
+@pytest.mark.parametrize("size", [(40, 56), (33, 90), (20, 20), (120, 31)])
+@pytest.mark.parametrize("crop", [32, 49])
+def test_training_transform_equals_the_plain_pipeline(size, crop):
+    image, label = picture(*size)
+    transform = TrainTransform(crop)
+    for seed in range(30):
+        ours = transform(image, label, np.random.default_rng(seed))
+        plain = plain_train_transform(image, label, np.random.default_rng(seed), crop)
+        assert torch.equal(ours[1], plain[1])
+        torch.testing.assert_close(ours[0], plain[0], rtol=0, atol=2e-3)  # in float32 at most a 2,000th of a level
+
+
+def test_augmentation_varies():
+    image, label = picture(64, 64)
+    transform = TrainTransform(32)
+    results = [transform(image, label, np.random.default_rng(seed))[0] for seed in range(8)]
+    assert all(not torch.equal(a, b) for i, a in enumerate(results) for b in results[:i])
+
+
+def test_evaluation_pads_equally_and_keeps_every_pixel():
+    image, label = picture(30, 61)
+    x, y = EvalTransform(41)(image, label)
+    assert x.shape == (3, 41, 61) and y.shape == (41, 61)
+    assert (y[:5] == 255).all() and (y[35:] == 255).all() and (x[:, :5] == 0).all()
+    assert torch.equal(y[5:35], torch.from_numpy(label.astype(np.int64)))
+    assert (denormalize(x[:, 5:35]).permute(1, 2, 0).numpy() == image).all()
+
+
+def test_normalization_is_imagenets():
+    assert normalize(torch.full((3, 1, 1), 255.0)).flatten().tolist() == pytest.approx(
+        [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_loading_is_the_same_whatever_the_number_of_workers(folder, workers):
+    def load(num_workers):
+        data = dataset(folder)
+        sampler = EpochBatches(len(data), 3, seed=5)
+        loader = make_loader(data, num_workers, sampler)
+        out = []
+        for sampler.epoch in (0, 1):
+            out += list(batches(loader))
+        return out
+    alone, together = load(0), load(workers)
+    assert len(alone) == len(together) == 6
+    for a, b in zip(alone, together):
+        assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+    assert not torch.equal(alone[0][0], alone[3][0])  # the epochs differ
+
+
+def test_an_epoch_has_every_sample_once_and_can_begin_at_any_batch():
+    sampler = EpochBatches(10, 4, seed=1)
+    sampler.epoch = 3
+    whole = list(sampler)
+    assert sorted(index for batch in whole for _, index in batch) == list(range(10))
+    assert [len(batch) for batch in whole] == [4, 4, 2] and {epoch for batch in whole for epoch, _ in batch} == {3}
+    sampler.start = 1
+    assert list(sampler) == whole[1:]
+    other = EpochBatches(10, 4, seed=2)
+    other.epoch = 3
+    assert list(other) != whole
+
+
+def test_the_seed_changes_the_augmentation(folder):
+    assert not torch.equal(dataset(folder, seed=0)[0][0], dataset(folder, seed=1)[0][0])
+
+
+def test_palette_labels_are_read_by_index(tmp_path):
+    image = Image.fromarray(np.array([[0, 3], [255, 1]], np.uint8))
+    image.putpalette(list(range(255, -1, -1)) * 3)
+    image.save(tmp_path / "label.png")
+    assert read_label(tmp_path / "label.png", 4).tolist() == [[0, 3], [255, 1]]
+
+
+@pytest.mark.parametrize("damage, words", [
+    (lambda f: (f / "gt" / "im_0.png").write_bytes(b"no image"), ["im_0.png", "cannot be read"]),
+    (lambda f: (f / "img" / "im_0.png").write_bytes((f / "img" / "im_0.png").read_bytes()[:200]), ["im_0.png", "read"]),
+    (lambda f: Image.new("RGB", (50, 40)).save(f / "gt" / "im_0.png"), ["im_0.png", "RGB", "convert_labels.py"]),
+    (lambda f: Image.new("L", (50, 40), 9).save(f / "gt" / "im_0.png"), ["im_0.png", "value 9", "0 to 3"]),
+    (lambda f: Image.new("I;16", (50, 40), 9).save(f / "gt" / "im_0.png"), ["im_0.png", "I;16"]),
+    (lambda f: Image.new("L", (9, 9)).save(f / "gt" / "im_0.png"), ["im_0.png", "50x40", "9x9"]),
+])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_file_is_one_sentence_that_names_it(folder, damage, words, workers):
+    damage(folder)
+    with pytest.raises(InputError) as error:
+        list(batches(make_loader(dataset(folder), workers)))
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_missing_files_are_found_before_the_run(folder):
+    (folder / "img" / "im_3.jpg").unlink()
+    with pytest.raises(InputError, match="lists 'im_3'"):
+        dataset(folder)
+    with pytest.raises(InputError, match="nowhere"):
+        SegmentationDataset(folder / "nowhere", folder / "gt", folder / "list.txt", 4, None)
+    with pytest.raises(InputError, match="number of classes"):
+        SegmentationDataset(folder / "gt", folder / "gt", folder / "list.txt", 0, None)
