@@ -3,7 +3,6 @@ import argparse
 
 from tqdm import tqdm
 
-from models import connectivity
 from utils.checkpoint import read_checkpoint
 from utils.engine import evaluate
 from utils.errors import InputError, run_command
@@ -40,13 +39,8 @@ def padding_of(args, checkpoint):
 def main(args):
     checkpoint = read_checkpoint(args.pretrained_model).require("train")
     checkpoint.require_backbone(args.backbone_name)
-    checkpoint.require_same(num_classes=option_if_given(args, "n_class"), depth=option_if_given(args, "depth"),
-                            backbone=None)
-    if args.mask_path:
-        mask = connectivity.load(args.mask_path, len(checkpoint.connectivity))
-        if (mask != checkpoint.connectivity).any():
-            raise InputError(f"the mask {args.mask_path} is not the connectivity of {args.pretrained_model}; "
-                             f"leave out --mask_path, for the checkpoint holds its own")
+    checkpoint.require_same(num_classes=option_if_given(args, "n_class"), depth=option_if_given(args, "depth"))
+    checkpoint.require_mask(args.mask_path)
     args.n_class = checkpoint.num_classes
     names = class_names_for(args, checkpoint.class_names)
     device = select_device(args.gpu)

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from models import FullyDenseNetwork, SparseMask, connectivity
+from models.backbones import make_backbone
 from models.layers import RELEASED_BN_MOMENTUM, freeze_bn_affine, set_bn_momentum
 from models.pretrained import find_encoder_weights, load_encoder
 from models.strengths import STRENGTHS
@@ -27,7 +28,7 @@ from VOC12.transforms import TrainTransform, denormalize
 
 RELEASED_ITERATIONS = 33_100  # 50 epochs of trainaug, batch 16
 FREE_ON_RESUME = {"resume", "gpu", "n_worker", "im_path", "gt_path", "training_list", "eval_list", "log_interval",
-                  "eval_interval", "keep_all", "exp_path"}  # options that may differ without changing the run
+                  "eval_interval", "keep_all"}  # options that may differ without changing the run
 
 
 def build_parser():
@@ -97,17 +98,12 @@ def check_args(args):
 
 
 def build_network(args, log):
-    """A new network with the weights that the options name. Returns (network, mask as bool array or None)."""
+    """A new network with the weights that the options name; `log` is told where they came from."""
     if args.ft_model is not None:
         source = read_checkpoint(args.ft_model or args.pretrained_model).require("train")
         source.require_backbone(args.backbone_name)
         source.require_same(num_classes=option_if_given(args, "n_class"), depth=option_if_given(args, "depth"))
-        mask = source.connectivity
-        if args.mask_path:
-            mask = connectivity.load(args.mask_path, len(mask))
-            if (mask != source.connectivity).any():
-                raise InputError(f"the mask {args.mask_path} is not the connectivity of {source.path}; "
-                                 f"leave out --mask_path, or give the checkpoint trained with it")
+        source.require_mask(args.mask_path)
         args.n_class, args.depth, args.backbone_name = source.num_classes, source.depth, source.backbone
         log(f"starting from the trained network {source.path}")
         return source.build()
@@ -118,8 +114,8 @@ def build_network(args, log):
         if args.strengths == "sigmoid":
             network.strengths.beta_end = args.beta_end
     else:
-        mask = connectivity.load(args.mask_path)
-        network = SparseMask(mask, backbone, args.depth, args.n_class)
+        num_stages = len(make_backbone(backbone).channels)
+        network = SparseMask(connectivity.load(args.mask_path, num_stages), backbone, args.depth, args.n_class)
     for line in load_encoder(network.backbone, weights) if weights else ["encoder: random weights"]:
         log(line)
     return network

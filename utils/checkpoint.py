@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from models import FullyDenseNetwork, SparseMask, connectivity
 from utils.errors import InputError
 from utils.files import require_file, write_atomically
 
@@ -68,6 +69,12 @@ class Checkpoint:
                 raise InputError(f"the checkpoint {self.path} has {label} {getattr(self, name)}, but {value} was given; "
                                  f"leave the option out or give the right file")
 
+    def require_mask(self, mask_path):
+        """Raises InputError if a mask was given and is not the connectivity that the file holds."""
+        if mask_path and (connectivity.load(mask_path, len(self.connectivity)) != self.connectivity).any():
+            raise InputError(f"the mask {mask_path} is not the connectivity of {self.path}; leave out --mask_path, for "
+                             f"the checkpoint holds its own")
+
     def require_backbone(self, given):
         """An encoder that has to be imported runs code, so a file alone must not choose it: the user names it too."""
         if ":" in self.backbone and given != self.backbone:
@@ -76,7 +83,6 @@ class Checkpoint:
 
     def build(self):
         """The network with its weights: FullyDenseNetwork or SparseMask. Raises InputError if they do not fit."""
-        from models import FullyDenseNetwork, SparseMask
         if self.kind == "search":
             network = FullyDenseNetwork(self.backbone, self.depth, self.num_classes, self.strengths)
         else:
