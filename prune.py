@@ -27,12 +27,6 @@ def build_parser():
     return parser
 
 
-def strengths_in(network, device, dtype):
-    """The strengths of a supernet, computed on a device in a type: one array (l+1, 2) a stage, in [0, 1]."""
-    parameters = network.to(device, dtype).strength_parameters()
-    return [network.strengths(p, noise=False).detach().double().cpu().numpy() for p in parameters]
-
-
 def gap(strengths, threshold):
     """(largest strength at or below the threshold, smallest above it); None where there is none.
 
@@ -54,8 +48,8 @@ def gap_lines(strengths, threshold):
     elif dropped > 0:
         lines[0] += f": a gap of {kept / dropped:.3g}x"
         if kept < CLEAR_GAP * dropped:
-            lines.append(f"warning: the gap is less than {CLEAR_GAP}x, so another threshold would give another network; "
-                         f"the search has not settled: train it longer or raise --strength_lr_mult")
+            lines.append(f"warning: the gap is less than {CLEAR_GAP}x, so another threshold may give another "
+                         f"network; the search has not settled: train it longer or raise --strength_lr_mult")
     return lines
 
 
@@ -70,7 +64,7 @@ def main(args):
     checkpoint.require_backbone(args.backbone_name)
     checkpoint.require_same(num_classes=option_if_given(args, "n_class"), depth=option_if_given(args, "depth"))
     supernet = checkpoint.build()
-    strengths = strengths_in(supernet, device, TYPES[args.type])
+    strengths = supernet.to(device, TYPES[args.type]).final_strengths()
     kept = prune(strengths, args.thres)
     require_input(kept, strengths, args.thres)
     with warnings.catch_warnings():

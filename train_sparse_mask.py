@@ -1,32 +1,24 @@
 """Search a connectivity (--search), or train the network of one (--mask_path). PASCAL VOC 2012 or your own data."""
 import argparse
-import functools
 import math
 import shlex
-import sys
 from pathlib import Path
-
-import torch
-from tqdm import tqdm
 
 from models import FullyDenseNetwork, SparseMask, connectivity
 from models.backbones import make_backbone
 from models.layers import RELEASED_BN_MOMENTUM, freeze_bn_affine, set_bn_momentum
 from models.pretrained import find_encoder_weights, load_encoder
 from models.strengths import STRENGTHS
-from utils.checkpoint import load_weights, read_checkpoint
-from utils.engine import NotFinite, Schedule, evaluate, search_losses, train_losses, train_one_epoch
+from utils.checkpoint import read_checkpoint
+from utils.engine import NotFinite
 from utils.errors import InputError, run_command
-from utils.metrics import scores
 from utils.options import add_data_options, add_model_options, class_names_for, make_eval_loader, option_if_given
-from utils.pictures import colour_label, strengths_grid
 from utils.run_folder import RunFolder, find_last_checkpoint, new_folder
-from utils.runtime import (Precision, StopRequest, add_device_options, random_state, seed_everything, select_device,
-                           set_random_state)
+from utils.runtime import Precision, StopRequest, add_device_options, seed_everything, select_device
+from utils.training import RELEASED_ITERATIONS, Run, settings_of
 from VOC12.dataset import EpochBatches, SegmentationDataset, make_loader
-from VOC12.transforms import TrainTransform, denormalize
+from VOC12.transforms import TrainTransform
 
-RELEASED_ITERATIONS = 33_100  # 50 epochs of trainaug, batch 16
 FREE_ON_RESUME = {"resume", "gpu", "n_worker", "im_path", "gt_path", "training_list", "eval_list", "log_interval",
                   "eval_interval", "keep_all"}  # options that may differ without changing the run
 
@@ -121,160 +113,6 @@ def build_network(args, log):
     return network
 
 
-def make_optimizer(network, args, iterations):
-    """SGD with the encoder's learning rate, ten times that for the rest, and the strengths' own."""
-    base = args.lr
-    rest = args.lr * args.last_layer_lr_mult
-    groups = [{"params": network.encoder_parameters(), "lr": base, "name": "encoder"},
-              {"params": network.decoder_parameters(), "lr": rest, "name": "decoder"}]
-    if args.search:
-        multiplier = args.strength_lr_mult
-        if multiplier is None:
-            multiplier = RELEASED_ITERATIONS / iterations  # a short search must move the strengths as far as a long one
-        groups.append({"params": network.strength_parameters(), "lr": rest * multiplier, "name": "strengths",
-                       "weight_decay": args.decay if network.strengths.decays else 0.0})
-    for group in groups:
-        group["initial_lr"] = group["lr"]
-    return torch.optim.SGD(groups, lr=base, momentum=args.momentum, weight_decay=args.decay)
-
-
-class Run:
-    """A run in progress: what `main` sets up, advances epoch by epoch, and saves."""
-
-    def __init__(self, args, folder, network, loaders, precision, iterations):
-        self.args, self.folder, self.network, self.precision = args, folder, network, precision
-        self.train_loader, self.eval_loader = loaders
-        self.sampler = self.train_loader.batch_sampler
-        self.iterations = iterations
-        self.iteration, self.best = 0, -1.0
-        self.optimizer = make_optimizer(network, args, iterations)
-        self.schedule = Schedule(iterations, args.gamma)
-        self.compute_losses = (functools.partial(search_losses, sparse_weight=args.sparse) if args.search
-                               else train_losses)
-        self.class_names = class_names_for(args)
-
-    def state(self):
-        """The content of a checkpoint: all that rebuilds the network and continues the run."""
-        network = self.network
-        model = {"backbone": network.backbone_name, "depth": network.depth, "num_classes": network.num_classes}
-        if self.args.search:
-            model["strengths"] = network.strengths_name
-        else:
-            model["connectivity"] = torch.from_numpy(network.connectivity)
-        return {"format": 1, "kind": "search" if self.args.search else "train", "iter": self.iteration, "model": model,
-                "state_dict": network.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "scaler": self.precision.scaler.state_dict(), "random_state": random_state(), "best_m_iou": self.best,
-                "class_names": self.class_names, "settings": settings_of(self.args)}
-
-    def restore(self, content, path):
-        """Takes up a run where `state` was called."""
-        load_weights(self.network, {k.removeprefix("module."): v for k, v in content["state_dict"].items()}, path)
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.precision.scaler.load_state_dict(content["scaler"])
-        self.iteration, self.best = content["iter"], content["best_m_iou"]
-        set_random_state(content["random_state"])
-
-    def save(self, best=False):
-        """A checkpoint of this moment, unless the weights are broken. Returns its path."""
-        for name, value in self.network.state_dict().items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                raise NotFinite(f"{name} is no longer finite after iteration {self.iteration}")
-        self.schedule.apply(self.iteration, self.optimizer, self.network)  # a finished search holds its final strengths
-        path = self.folder.save_checkpoint(self.state(), best, self.args.keep_all)
-        self.folder.flush()
-        return path
-
-    def train(self, stop):
-        """Runs to the end or until stop.requested. Returns whether the end was reached."""
-        per_epoch = len(self.sampler)
-        with tqdm(total=self.iterations, initial=self.iteration, unit="it", dynamic_ncols=True,
-                  desc="search" if self.args.search else "train") as bar:
-            while self.iteration < self.iterations:
-                self.sampler.epoch, self.sampler.start = divmod(self.iteration, per_epoch)
-                report = Report(self, bar)
-                self.iteration = train_one_epoch(
-                    self.network, self.train_loader, self.iteration, self.schedule, self.compute_losses,
-                    self.optimizer, self.precision, lambda *step: report(*step) or stop.requested)
-                if self.iteration % per_epoch:
-                    break  # stopped inside an epoch
-                epoch = self.iteration // per_epoch
-                last = self.iteration == self.iterations
-                improved = False
-                if last or epoch % self.args.eval_interval == 0:
-                    improved = self.evaluate(epoch)
-                self.save(best=improved)
-                if stop.requested:
-                    break
-        return self.iteration == self.iterations
-
-    def evaluate(self, epoch):
-        """mIoU on the eval list, curves and pictures. Returns whether it is the best so far."""
-        if self.args.search:
-            self.schedule.apply(self.iteration, self.optimizer, self.network)
-        result = scores(evaluate(self.network, self.eval_loader, self.precision, self.show_first))
-        self.folder.scalar("val/m_iou", result.m_iou, self.iteration)
-        line = f"epoch {epoch}, iteration {self.iteration}: val mIoU {100 * result.m_iou:.2f} %"
-        if self.args.search:
-            line += f", {self.log_strengths()} of {sum(p.numel() for p in self.network.strength_parameters())} " \
-                    f"strengths above {connectivity.DEFAULT_THRESHOLD:g}"
-        self.folder.histograms(self.network, self.iteration)
-        self.folder.log(line)
-        improved = result.m_iou > self.best
-        self.best = max(self.best, result.m_iou)
-        return improved
-
-    def show_first(self, index, image, prediction, label):
-        """The first image of the eval list, its prediction and truth, as pictures."""
-        if index == 0:
-            self.folder.image("val/input", denormalize(image[0]).cpu().numpy(), self.iteration)
-            self.folder.image("val/output", colour_label(prediction[0]), self.iteration)
-            self.folder.image("val/gt", colour_label(label[0]), self.iteration)
-
-    def log_strengths(self):
-        """The strengths as a picture and as the number above the threshold, which is returned."""
-        strengths = final_strengths(self.network)
-        above = int(sum((p > connectivity.DEFAULT_THRESHOLD).sum() for p in strengths))
-        self.folder.image("search/strengths", strengths_grid(strengths), self.iteration)
-        self.folder.scalar("search/above_threshold", above, self.iteration)
-        return above
-
-
-class Report:
-    """What a step leaves behind: the bar's figures, and every log_interval a point of each curve."""
-
-    def __init__(self, run, bar):
-        self.run, self.bar = run, bar
-        self.confusion = 0
-        self.tags = ("train/backbone_lr", "train/decoder_lr", "train/strengths_lr") if run.args.search else \
-                    ("train/base_lr", "train/last_layer_lr")
-
-    def __call__(self, iteration, losses, confusion):
-        self.confusion = self.confusion + confusion
-        folder, groups = self.run.folder, self.run.optimizer.param_groups
-        if iteration % self.run.args.log_interval == 0:
-            folder.scalar("train/loss", losses.total.item(), iteration)
-            if losses.sparse is not None:
-                folder.scalar("train/loss_task", losses.task.item(), iteration)
-                folder.scalar("train/loss_sparse", losses.sparse.item(), iteration)
-            for tag, group in zip(self.tags, groups):
-                folder.scalar(tag, group["lr"], iteration)
-            folder.scalar("train/m_iou", scores(self.confusion).m_iou, iteration)
-        self.bar.set_postfix(loss=f"{losses.total.item():.3f}", mIoU=f"{100 * scores(self.confusion).m_iou:.1f}%",
-                             lr=f"{groups[0]['lr']:.2g}", refresh=False)
-        self.bar.update()
-
-
-def final_strengths(network):
-    """The strengths without noise: one array (l+1, 2) a stage."""
-    with torch.no_grad():
-        return [network.strengths(p, noise=False).float().cpu().numpy() for p in network.strength_parameters()]
-
-
-def settings_of(args):
-    """The options as plain values, for the checkpoint and settings.json."""
-    return {name: value for name, value in vars(args).items() if name != "given"}
-
-
 def continue_settings(args):
     """--resume: the run's own settings, with the options that may differ taken from the command line.
 
@@ -363,8 +201,8 @@ def carry_out(run):
         return 130
     last = folder.path / f"checkpoint_{run.iteration}.pth.tar"
     folder.log(f"done: {last}")
-    folder.log(f"next: python {'prune.py --checkpoint' if run.args.search else 'eval_sparse_mask.py --pretrained_model'}"
-               f" {shlex.quote(str(last))}")
+    following = "prune.py --checkpoint" if run.args.search else "eval_sparse_mask.py --pretrained_model"
+    folder.log(f"next: python {following} {shlex.quote(str(last))}")
     folder.close()
     return 0
 

@@ -174,8 +174,8 @@ def make_loader(dataset, num_workers, batches=None, pin_memory=False):
     """
     order = {"batch_size": 1} if batches is None else {"batch_sampler": batches}
     return DataLoader(Guarded(dataset), **order, num_workers=num_workers, collate_fn=collate, pin_memory=pin_memory,
-                      worker_init_fn=functools.partial(leave_signals, closing_flag()), persistent_workers=num_workers > 0,
-                      generator=torch.Generator().manual_seed(0))
+                      worker_init_fn=functools.partial(leave_signals, closing_flag()),
+                      persistent_workers=num_workers > 0, generator=torch.Generator().manual_seed(0))
 
 
 def batches(loader):

@@ -1,7 +1,6 @@
 """The steps of prepare.py after the conversions: joining SBD and VOC by links, the lists, and a check of every pair."""
 import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 from PIL import Image

@@ -20,7 +20,7 @@ def plain_train_transform(image, label, rng, crop_size):
     label = label[rows[:, None], columns]  # nearest
     offsets = [int(rng.integers(0, length - crop_size + 1)) if length > crop_size else None
                for length in (height, width)]
-    pads = [(0, 0) if offset is not None else ((crop_size - length) // 2, crop_size - length - (crop_size - length) // 2)
+    pads = [(0, 0) if offset is not None else ((crop_size - length) // 2, (crop_size - length + 1) // 2)
             for offset, length in zip(offsets, (height, width))]
     image = (image - MEAN) / STD
     image = np.pad(image, (*pads, (0, 0)))  # 0 is the mean

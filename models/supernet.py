@@ -1,4 +1,6 @@
 """FullyDenseNetwork: the search space, every connection with a strength (spec section 3; paper section 3.2)."""
+import functools
+
 import torch
 from torch import nn
 
@@ -47,6 +49,12 @@ class FullyDenseNetwork(SegmentationNetwork):
         noise = self.noise and self.training
         return [self.strengths(parameter, noise) for parameter in self.strength_parameters()]
 
+    @torch.no_grad()
+    def final_strengths(self):
+        """What pruning reads: the strengths without noise, one float64 array (l+1, 2) a stage."""
+        return [self.strengths(parameter, noise=False).double().cpu().numpy()
+                for parameter in self.strength_parameters()]
+
     def clamp_strengths(self):
         """To be called after each optimizer step: keeps the strength parameters where they may be."""
         for parameter in self.strength_parameters():
@@ -55,17 +63,16 @@ class FullyDenseNetwork(SegmentationNetwork):
     def forward(self, image, strengths=None):
         strengths = self.draw_strengths() if strengths is None else strengths
         taps = self.backbone(image)
-        x = self.decoders(taps, lambda x, readers, source, side: self.project(
-            x, [connection for _, connection in readers], torch.stack([strengths[l][source, side] for l, _ in readers])))
-        return self.head(x)
+        return self.head(self.decoders(taps, functools.partial(self.project, strengths)))
 
-    def project(self, x, connections, p):
+    def project(self, strengths, x, readers, source, side):
         """2 p BN(conv(x)) of all the connections that read x: one convolution, one BN, p folded into the BN's affine.
 
-        x (N, C, h, w), p (readers,) -> one (N, depth, h, w) a reader.
+        x (N, C, h, w) -> one (N, depth, h, w) a reader.
         """
-        y = convolve_together(x, [convolution for convolution, _ in connections])
-        norms = [norm for _, norm in connections]
+        y = convolve_together(x, [convolution for _, (convolution, _) in readers])
+        norms = [norm for _, (_, norm) in readers]
+        p = torch.stack([strengths[l][source, side] for l, _ in readers])
         gamma, beta, mean, var = (torch.cat([getattr(norm, name) for norm in norms])
                                   for name in ("weight", "bias", "running_mean", "running_var"))
         scale = (2 * p).repeat_interleave(self.depth)

@@ -53,7 +53,8 @@ def torchvision_state(network):
         for block in group:
             pairs = [["conv1", "bn1"]] * block.expand + [["conv2", "bn2"]]
             for p, names in enumerate(pairs):
-                layers += [(block_path(network, block) + n, f"features.{index}.conv.{p}.{i}") for i, n in enumerate(names)]
+                layers += [(block_path(network, block) + n, f"features.{index}.conv.{p}.{i}")
+                           for i, n in enumerate(names)]
             layers += [(block_path(network, block) + n, f"features.{index}.conv.{len(pairs) + i}")
                        for i, n in enumerate(["conv3", "bn3"])]
             index += 1

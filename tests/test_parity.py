@@ -3,7 +3,8 @@
 The batch is tiny (2 images of 49x65, so 12 values a channel at stride 32) and the gradients are large, which makes the
 training steps chaotic: from one step to the next, rounding grows about a thousandfold. Even spec section 3 read
 plainly misses the third step's loss by 4e-3 on another machine. One thread (conftest.py) keeps the order of the sums,
-and so the first two steps, to 1e-4; the third is held to 2e-2 here, and to 1e-6 in double precision in test_networks.py.
+and so the first two steps, to 1e-4; the third is held to 2e-2 here, and in double precision to 1e-6 in
+test_networks.py.
 """
 import numpy as np
 import pytest

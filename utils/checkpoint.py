@@ -66,8 +66,8 @@ class Checkpoint:
         for name, value in given.items():
             if value is not None and value != getattr(self, name):
                 label = {"num_classes": "classes", "depth": "depth", "backbone": "backbone"}[name]
-                raise InputError(f"the checkpoint {self.path} has {label} {getattr(self, name)}, but {value} was given; "
-                                 f"leave the option out or give the right file")
+                raise InputError(f"the checkpoint {self.path} has {label} {getattr(self, name)}, but {value} was "
+                                 f"given; leave the option out or give the right file")
 
     def require_mask(self, mask_path):
         """Raises InputError if a mask was given and is not the connectivity that the file holds."""

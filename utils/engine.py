@@ -81,7 +81,8 @@ def train_one_epoch(network, loader, start, schedule, compute_losses, optimizer,
         schedule.apply(iteration, optimizer, network)
         label = label.to(precision.device, non_blocking=True)
         try:
-            losses, prediction = train_step(network, precision.image(image), label, compute_losses, optimizer, precision)
+            losses, prediction = train_step(network, precision.image(image), label, compute_losses, optimizer,
+                                            precision)
         except NotFinite as error:
             raise NotFinite(f"{error} at iteration {iteration + 1}") from None
         iteration += 1
