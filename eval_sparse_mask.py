@@ -7,7 +7,8 @@ from utils.checkpoint import read_checkpoint
 from utils.engine import evaluate
 from utils.errors import InputError, run_command
 from utils.metrics import scores, table
-from utils.options import add_data_options, add_model_options, class_names_for, make_eval_loader, option_if_given
+from utils.options import (HelpFormatter, add_data_options, add_model_options, class_names_for, make_eval_loader,
+                           option_if_given)
 from utils.runtime import Precision, add_device_options, select_device
 
 RELEASED_SIZE = 513  # pixels that the released code pads validation images to
@@ -16,7 +17,7 @@ RELEASED_SIZE = 513  # pixels that the released code pads validation images to
 def build_parser():
     """The command line: spec section 8."""
     parser = argparse.ArgumentParser(prog="eval_sparse_mask.py", description=__doc__,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                                     formatter_class=HelpFormatter)
     parser.add_argument("--pretrained_model", required=True, help="a checkpoint of a training")
     parser.add_argument("--mask_path", help="the connectivity; the checkpoint holds it, so this only checks it")
     parser.add_argument("--crop_size", type=int, help="pad smaller images to this many pixels a side (default: as in "

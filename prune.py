@@ -10,7 +10,7 @@ from models.connectivity import DEFAULT_THRESHOLD, describe, prune, require_inpu
 from utils.checkpoint import read_checkpoint
 from utils.errors import run_command
 from utils.files import write_atomically
-from utils.options import add_model_options, option_if_given
+from utils.options import HelpFormatter, add_model_options, option_if_given
 from utils.runtime import TYPES, add_device_options, select_device
 
 CLEAR_GAP = 10  # smallest kept over largest dropped; below it, the threshold decides more than the search did
@@ -19,7 +19,7 @@ CLEAR_GAP = 10  # smallest kept over largest dropped; below it, the threshold de
 def build_parser():
     """The command line: spec section 8."""
     parser = argparse.ArgumentParser(prog="prune.py", description=__doc__,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                                     formatter_class=HelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="a checkpoint of a search")
     parser.add_argument("--thres", type=float, default=DEFAULT_THRESHOLD, help="connections weaker than this go")
     add_model_options(parser)

@@ -8,11 +8,12 @@ from models import FullyDenseNetwork, SparseMask, connectivity
 from models.backbones import make_backbone
 from models.layers import RELEASED_BN_MOMENTUM, freeze_bn_affine, set_bn_momentum
 from models.pretrained import find_encoder_weights, load_encoder
-from models.strengths import STRENGTHS
+from models.strengths import STRENGTHS, ClampStrengths, SigmoidStrengths
 from utils.checkpoint import read_checkpoint
 from utils.engine import NotFinite
 from utils.errors import InputError, run_command
-from utils.options import add_data_options, add_model_options, class_names_for, make_eval_loader, option_if_given
+from utils.options import (HelpFormatter, add_data_options, add_model_options, class_names_for, make_eval_loader,
+                           option_if_given)
 from utils.run_folder import RunFolder, find_last_checkpoint, new_folder
 from utils.runtime import Precision, StopRequest, add_device_options, seed_everything, select_device
 from utils.training import RELEASED_ITERATIONS, Run, settings_of
@@ -26,7 +27,7 @@ FREE_ON_RESUME = {"resume", "gpu", "n_worker", "im_path", "gt_path", "training_l
 def build_parser():
     """The command line: spec section 8, and what is new."""
     parser = argparse.ArgumentParser(prog="train_sparse_mask.py", description=__doc__,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                                     formatter_class=HelpFormatter)
     add = parser.add_argument
     add("--search", action="store_true", help="search: train the supernet and its connection strengths")
     add("--mask_path", help="train: a connectivity that prune.py wrote, or one of "
@@ -38,10 +39,10 @@ def build_parser():
     add("--lr", type=float, default=0.005, help="learning rate of the encoder")
     add("--last_layer_lr_mult", type=float, default=10, help="times --lr: the learning rate of everything else")
     add("--decay", type=float, default=4e-5, help="weight decay")
-    add("--max_epoch", type=int, default=50)
-    add("--batch_size", type=int, default=16)
+    add("--max_epoch", type=int, default=50, help="how many times each image is seen")
+    add("--batch_size", type=int, default=16, help="images")
     add("--crop_size", type=int, default=513, help="pixels; evaluation pads smaller images to it")
-    add("--momentum", type=float, default=0.9)
+    add("--momentum", type=float, default=0.9, help="of the optimizer, SGD")
     add("--gamma", type=float, default=0.9, help="the learning rate falls with (1 - i/N)^gamma")
     add("--freeze_bn", action="store_true", help="keep the scale and shift of every BN (a search always does)")
     add("--bn_momentum", type=float, help="momentum of the BN statistics (default: 10 / iterations, at most 0.1; "
@@ -49,7 +50,11 @@ def build_parser():
     add("--sparse", type=float, default=0.01, help="search: weight of the sparse loss. It sets how sparse")
     add("--strengths", choices=STRENGTHS, default="sigmoid", help="search: sigmoid with annealing, or clamp (released)")
     add("--strength_lr_mult", type=float, help="search: times --lr times --last_layer_lr_mult, the learning rate of "
-                                               f"the strengths (default: {RELEASED_ITERATIONS} / iterations)")
+                                               f"the strengths (default: {RELEASED_ITERATIONS} / the iterations that "
+                                               "they learn in)")
+    add("--strength_warmup", type=float, help="search: share of the iterations before the strengths learn (default: "
+                                              f"{SigmoidStrengths.warmup} for sigmoid, {ClampStrengths.warmup:g} for "
+                                              "clamp)")
     add("--beta_end", type=float, default=50, help="search, sigmoid: the annealing goes from 1 to this")
     add("--exp_path", default="SparseMaskVOC", help="the run goes to EXP_PATH/TIMESTAMP")
     add("--pretrained_model", default="imagenet",
@@ -57,7 +62,7 @@ def build_parser():
     add("--ft_model", nargs="?", const="", metavar="FILE",
         help="train: start from a whole trained network, not only its encoder: FILE, or that of --pretrained_model")
     add("--resume", metavar="RUN", help="continue a run: its folder, or a checkpoint in it")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of the initial weights, the augmentation and the order of the images")
     add("--log_interval", type=int, default=100, help="iterations between two points of the curves")
     add("--eval_interval", type=int, default=1, help="epochs between two evaluations; the last is always evaluated")
     add("--keep_all", action="store_true", help="keep every epoch's checkpoint, not only the last and the best")
@@ -76,6 +81,8 @@ def check_args(args):
             raise InputError(f"--{name} is {value}; give a number from 0 up")
     if args.crop_size < 32:
         raise InputError(f"--crop_size is {args.crop_size}; the encoder needs at least 32")
+    if args.strength_warmup is not None and not 0 <= args.strength_warmup < 1:
+        raise InputError(f"--strength_warmup is {args.strength_warmup}; give a share from 0 to below 1")
     if args.bn_momentum is not None and not 0 < args.bn_momentum <= 1:
         raise InputError(f"--bn_momentum is {args.bn_momentum}; give a number above 0, at most 1")
     if not (args.beta_end >= 1 and math.isfinite(args.beta_end)):

@@ -60,8 +60,8 @@ def download_imagenet():
         from torchvision.models import MobileNet_V2_Weights
     except Exception as error:  # a torchvision that does not match torch fails with more than ImportError
         raise InputError(f"torchvision cannot be imported ({str(error).splitlines()[0]}), and the ImageNet "
-                         f"weights come from it; install the torchvision that fits your torch, or give --pretrained_model "
-                         f"a file, or none") from None
+                         f"weights come from it; install the torchvision that fits your torch, or give "
+                         f"--pretrained_model a file, or none") from None
     try:
         return MobileNet_V2_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:

@@ -14,6 +14,7 @@ class SigmoidStrengths(nn.Module):
     parameter_name = "_logit_"
     start = 0.0
     decays = False  # weight decay would pull every p back to 0.5
+    warmup = 0.3  # share of the search before the strengths learn: features that are still random make a random choice
     noise_std = 0.2  # on beta * a: the same deviation of w = 2p at p = 0.5 as the released 0.1
 
     def __init__(self, beta_end=50.0):
@@ -29,7 +30,7 @@ class SigmoidStrengths(nn.Module):
         return torch.sigmoid(x + self.noise_std * torch.randn_like(x) if noise else x)
 
     def anneal(self, progress):
-        """progress: share of the search that is done, 0 to 1. Beta grows exponentially from 1 to beta_end."""
+        """progress: share of the strengths' learning that is done, 0 to 1. Beta grows exponentially, 1 to beta_end."""
         self.beta.fill_(self.beta_end ** progress)
 
     @torch.no_grad()
@@ -42,6 +43,7 @@ class ClampStrengths(nn.Module):
     parameter_name = "_weight_"
     start = 1.0
     decays = True
+    warmup = 0.0
     noise_std = 0.1  # on w
 
     def forward(self, w, noise):

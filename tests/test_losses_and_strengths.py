@@ -93,6 +93,18 @@ def test_poly_schedule_and_annealing_follow_from_the_iteration():
     assert optimizer.param_groups[0]["lr"] == 0 and network.strengths.beta.item() == pytest.approx(50)
 
 
+def test_strengths_stand_still_in_the_warm_up_and_have_the_rest_to_themselves():
+    network = FullyDenseNetwork(depth=2, num_classes=2)
+    groups = [{"params": [next(network.parameters())], "initial_lr": 0.1},
+              {"params": network.strength_parameters(), "initial_lr": 2.0, "name": "strengths"}]
+    optimizer, schedule, seen = torch.optim.SGD(groups, lr=0.1), Schedule(100, 1.0, warmup=0.2), []
+    for iteration in (0, 19, 20, 60, 100):
+        schedule.apply(iteration, optimizer, network)
+        seen.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"], network.strengths.beta.item()))
+    assert np.array(seen) == pytest.approx(np.array(
+        [(0.1, 0, 1), (0.081, 0, 1), (0.08, 2, 1), (0.04, 1, math.sqrt(50)), (0, 0, 50)]), abs=1e-5)
+
+
 def test_total_sparse_loss_sums_the_stages():
     strengths = [torch.rand(l + 1, 2) for l in range(3)]
     parts = [sparse_loss(p, min(2 / p.numel(), 0.5)) for p in strengths]

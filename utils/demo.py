@@ -17,6 +17,7 @@ import torch
 from models import connectivity
 from utils.errors import InputError, run_command
 from utils.metrics import confusion_matrix, scores
+from utils.options import HelpFormatter
 from VOC12.dataset import read_label
 from VOC12.labels import CLASS_NAMES
 from VOC12.lists import read_list
@@ -30,7 +31,7 @@ COMMON = ["--pretrained_model", "none", "--lr", "0.05", "--last_layer_lr_mult", 
 def build_parser():
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m utils.demo", description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                                     formatter_class=HelpFormatter)
     parser.add_argument("--out", default="demo_output", help="folder for everything that the demo writes")
     parser.add_argument("--search_epochs", type=int, default=20)
     parser.add_argument("--train_epochs", type=int, default=40)

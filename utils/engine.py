@@ -40,18 +40,22 @@ def train_losses(network, image, label):
 class Schedule:
     """"Poly" learning rate, (1 - i/N)^gamma of each group's `initial_lr`, and the strengths' annealing.
 
+    The strengths stand still for the first `warmup` of the iterations; their poly schedule and annealing take the rest.
     All of it follows from the iteration, so a resumed run needs nothing but its number.
     """
     iterations: int
     gamma: float
+    warmup: float = 0.0
 
     def apply(self, iteration, optimizer, network):
         """Sets what iteration `iteration` (from 0; N after the last) runs with."""
         progress = iteration / self.iterations
+        late = (progress - self.warmup) / (1 - self.warmup)
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * (1 - progress) ** self.gamma
+            share = late if group.get("name") == "strengths" else progress
+            group["lr"] = group["initial_lr"] * (1 - share) ** self.gamma if share >= 0 else 0.0
         if hasattr(network, "strengths"):
-            network.strengths.anneal(progress)
+            network.strengths.anneal(max(late, 0.0))
 
 
 def train_step(network, image, label, compute_losses, optimizer, precision):

@@ -1,4 +1,6 @@
 """Options that several commands share, and what follows from them."""
+import argparse
+
 from utils.errors import InputError
 from VOC12.dataset import SegmentationDataset, make_loader
 from VOC12.labels import default_class_names, load_class_names
@@ -6,6 +8,14 @@ from VOC12.parallel import count_cores
 from VOC12.transforms import EvalTransform
 
 RELEASED_WORKERS = 4
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds "(default: ...)" to an option's help, unless there is no default or the help says it itself."""
+
+    def _get_help_string(self, action):
+        silent = action.default is None or action.default is False
+        return action.help if silent else super()._get_help_string(action)
 
 
 def add_model_options(parser):

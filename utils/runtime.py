@@ -13,7 +13,7 @@ TYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.fl
 
 def add_device_options(parser):
     """--gpu and --type, the same in every command."""
-    parser.add_argument("--gpu", type=int, default=0, help="index of the CUDA device, -1 for the CPU (default: 0)")
+    parser.add_argument("--gpu", type=int, default=0, help="index of the CUDA device, -1 for the CPU")
     parser.add_argument("--type", choices=TYPES, default="float32",
                         help="float16 and bfloat16 are mixed precision (autocast); float64 computes in double")
 

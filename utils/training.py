@@ -24,13 +24,18 @@ def make_optimizer(network, args, iterations):
               {"params": network.decoder_parameters(), "lr": rest, "name": "decoder"}]
     if args.search:
         multiplier = args.strength_lr_mult
-        if multiplier is None:
-            multiplier = RELEASED_ITERATIONS / iterations  # a short search must move the strengths as far as a long one
+        if multiplier is None:  # a short search, or the part of it after the warm-up, must move the strengths as far
+            multiplier = RELEASED_ITERATIONS / (iterations * (1 - warmup_of(network, args)))
         groups.append({"params": network.strength_parameters(), "lr": rest * multiplier, "name": "strengths",
                        "weight_decay": args.decay if network.strengths.decays else 0.0})
     for group in groups:
         group["initial_lr"] = group["lr"]
     return torch.optim.SGD(groups, lr=base, momentum=args.momentum, weight_decay=args.decay)
+
+
+def warmup_of(network, args):
+    """Share of a search before the strengths learn: --strength_warmup, else what suits their parameterization."""
+    return network.strengths.warmup if args.strength_warmup is None else args.strength_warmup
 
 
 class Run:
@@ -43,7 +48,7 @@ class Run:
         self.iterations = iterations
         self.iteration, self.best = 0, -1.0
         self.optimizer = make_optimizer(network, args, iterations)
-        self.schedule = Schedule(iterations, args.gamma)
+        self.schedule = Schedule(iterations, args.gamma, warmup_of(network, args) if args.search else 0.0)
         self.compute_losses = (functools.partial(search_losses, sparse_weight=args.sparse) if args.search
                                else train_losses)
         self.class_names = class_names_for(args)
