@@ -5,11 +5,11 @@ from tqdm import tqdm
 
 from utils.checkpoint import read_checkpoint
 from utils.engine import evaluate
-from utils.errors import InputError, run_command
-from utils.metrics import scores, table
-from utils.options import (HelpFormatter, add_data_options, add_model_options, class_names_for, make_eval_loader,
-                           option_if_given)
-from utils.runtime import Precision, add_device_options, select_device
+from utils.errors import run_command
+from utils.metrics import require_pixels, scores, table
+from utils.options import (HelpFormatter, add_data_options, add_model_options, check_crop_size, class_names_for,
+                           make_eval_loader)
+from utils.runtime import Precision, add_device_options, explain_out_of_memory, select_device
 
 RELEASED_SIZE = 513  # pixels that the released code pads validation images to
 
@@ -23,7 +23,7 @@ def build_parser():
     parser.add_argument("--crop_size", type=int, help="pad smaller images to this many pixels a side (default: as in "
                                                       f"training, {RELEASED_SIZE} for a released checkpoint)")
     add_data_options(parser)
-    add_model_options(parser)
+    add_model_options(parser, from_checkpoint=True)
     add_device_options(parser)
     return parser
 
@@ -31,16 +31,15 @@ def build_parser():
 def padding_of(args, checkpoint):
     """The size that smaller images are padded to: the option, else the training's, else the released one."""
     if args.crop_size is not None:
-        if args.crop_size < 32:
-            raise InputError(f"--crop_size is {args.crop_size}; the encoder needs at least 32")
-        return args.crop_size
-    return (checkpoint.content.get("settings") or {}).get("crop_size", RELEASED_SIZE)
+        return check_crop_size(args.crop_size)
+    size = checkpoint.settings.get("crop_size", RELEASED_SIZE)
+    return check_crop_size(size) if isinstance(size, int) else RELEASED_SIZE
 
 
 def main(args):
     checkpoint = read_checkpoint(args.pretrained_model).require("train")
     checkpoint.require_backbone(args.backbone_name)
-    checkpoint.require_same(num_classes=option_if_given(args, "n_class"), depth=option_if_given(args, "depth"))
+    checkpoint.require_same(num_classes=args.n_class, depth=args.depth)
     checkpoint.require_mask(args.mask_path)
     args.n_class = checkpoint.num_classes
     names = class_names_for(args, checkpoint.class_names)
@@ -48,9 +47,10 @@ def main(args):
     precision = Precision(args.type, device)
     network = precision.place(checkpoint.build())
     loader = make_eval_loader(args, network.num_classes, padding_of(args, checkpoint), device)
-    with tqdm(total=len(loader), unit="image", desc="evaluate", dynamic_ncols=True) as bar:
+    with (explain_out_of_memory("give --type bfloat16, or --gpu -1 for the CPU"),
+          tqdm(total=len(loader), unit="image", desc="evaluate", dynamic_ncols=True) as bar):
         confusion = evaluate(network, loader, precision, on_image=lambda *_: bar.update())
-    print(table(scores(confusion), names))
+    print(table(require_pixels(scores(confusion), args.eval_list), names))
 
 
 if __name__ == "__main__":

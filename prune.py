@@ -1,5 +1,6 @@
 """Turn a search checkpoint into a connectivity: drop what is weak, and the stages that this leaves useless."""
 import argparse
+import shlex
 import warnings
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import numpy as np
 from models import SparseMask, connectivity
 from models.connectivity import DEFAULT_THRESHOLD, describe, prune, require_input, source_name, unread_stages
 from utils.checkpoint import read_checkpoint
-from utils.errors import run_command
+from utils.errors import InputError, run_command
 from utils.files import write_atomically
-from utils.options import HelpFormatter, add_model_options, option_if_given
+from utils.options import HelpFormatter, add_model_options, own_encoder
 from utils.runtime import TYPES, add_device_options, select_device
 
 CLEAR_GAP = 10  # smallest kept over largest dropped; below it, the threshold decides more than the search did
@@ -22,7 +23,7 @@ def build_parser():
                                      formatter_class=HelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="a checkpoint of a search")
     parser.add_argument("--thres", type=float, default=DEFAULT_THRESHOLD, help="connections weaker than this go")
-    add_model_options(parser)
+    add_model_options(parser, from_checkpoint=True)
     add_device_options(parser)
     return parser
 
@@ -62,11 +63,14 @@ def main(args):
     device = select_device(args.gpu, log=lambda _: None)  # a few numbers: which device it is makes no difference
     checkpoint = read_checkpoint(args.checkpoint).require("search")
     checkpoint.require_backbone(args.backbone_name)
-    checkpoint.require_same(num_classes=option_if_given(args, "n_class"), depth=option_if_given(args, "depth"))
+    checkpoint.require_same(num_classes=args.n_class, depth=args.depth)
     supernet = checkpoint.build()
     strengths = supernet.to(device, TYPES[args.type]).final_strengths()
-    kept = prune(strengths, args.thres)
-    require_input(kept, strengths, args.thres)
+    try:
+        kept = prune(strengths, args.thres)
+        require_input(kept, strengths, args.thres)
+    except InputError as error:
+        raise InputError(f"{args.checkpoint}: {error}") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an unread stage is reported below
         network = SparseMask(kept, checkpoint.backbone, checkpoint.depth, checkpoint.num_classes)
@@ -83,7 +87,7 @@ def main(args):
     path = Path(args.checkpoint).parent / f"mask_thres_{args.thres:g}.npy"
     write(path, kept, strengths, args, lines)
     print(f"written: {path}, and {path.with_suffix('.txt').name} beside it\n"
-          f"next: python train_sparse_mask.py --mask_path {path}")
+          f"next: python train_sparse_mask.py --mask_path {shlex.quote(str(path))}{own_encoder(checkpoint.backbone)}")
 
 
 def write(path, kept, strengths, args, lines):

@@ -2,26 +2,32 @@
 import argparse
 import math
 import shlex
+import warnings
 from pathlib import Path
 
+import torch
+
 from models import FullyDenseNetwork, SparseMask, connectivity
-from models.backbones import make_backbone
+from models.backbones import check_backbone_name, make_backbone
 from models.layers import RELEASED_BN_MOMENTUM, freeze_bn_affine, set_bn_momentum
 from models.pretrained import find_encoder_weights, load_encoder
 from models.strengths import STRENGTHS, ClampStrengths, SigmoidStrengths
 from utils.checkpoint import read_checkpoint
 from utils.engine import NotFinite
 from utils.errors import InputError, run_command
-from utils.options import (HelpFormatter, add_data_options, add_model_options, class_names_for, make_eval_loader,
-                           option_if_given)
+from utils.options import (HelpFormatter, add_data_options, add_model_options, check_crop_size, class_names_for,
+                           make_eval_loader, option_if_given, own_encoder)
 from utils.run_folder import RunFolder, find_last_checkpoint, new_folder
-from utils.runtime import Precision, StopRequest, add_device_options, seed_everything, select_device
+from utils.runtime import (Precision, StopRequest, add_device_options, explain_out_of_memory, seed_everything,
+                           select_device)
 from utils.training import RELEASED_ITERATIONS, Run, settings_of
 from VOC12.dataset import EpochBatches, SegmentationDataset, make_loader
 from VOC12.transforms import TrainTransform
 
-FREE_ON_RESUME = {"resume", "gpu", "n_worker", "im_path", "gt_path", "training_list", "eval_list", "log_interval",
-                  "eval_interval", "keep_all"}  # options that may differ without changing the run
+FREE_ON_RESUME = {"resume", "gpu", "n_worker", "im_path", "gt_path", "training_list", "eval_list", "class_names",
+                  "log_interval", "eval_interval", "keep_all"}  # options that may differ without changing the run
+NEEDED_TO_RESUME = {"iter": int, "iterations": int, "optimizer": dict, "scaler": dict, "random_state": dict,
+                    "best_m_iou": float, "train_confusion": torch.Tensor, "settings": dict}
 
 
 def build_parser():
@@ -79,8 +85,10 @@ def check_args(args):
         value = getattr(args, name)
         if value is not None and not (value >= 0 and math.isfinite(value)):
             raise InputError(f"--{name} is {value}; give a number from 0 up")
-    if args.crop_size < 32:
-        raise InputError(f"--crop_size is {args.crop_size}; the encoder needs at least 32")
+    check_crop_size(args.crop_size)
+    check_backbone_name(args.backbone_name)
+    if args.seed >= 2 ** 63:
+        raise InputError(f"--seed is {args.seed}; give a number below 2^63")
     if args.strength_warmup is not None and not 0 <= args.strength_warmup < 1:
         raise InputError(f"--strength_warmup is {args.strength_warmup}; give a share from 0 to below 1")
     if args.bn_momentum is not None and not 0 < args.bn_momentum <= 1:
@@ -96,89 +104,98 @@ def check_args(args):
         raise InputError("--ft_model starts from a trained network; give its checkpoint: --ft_model FILE")
 
 
-def build_network(args, log):
-    """A new network with the weights that the options name; `log` is told where they came from."""
-    if args.ft_model is not None:
-        source = read_checkpoint(args.ft_model or args.pretrained_model).require("train")
-        source.require_backbone(args.backbone_name)
-        source.require_same(num_classes=option_if_given(args, "n_class"), depth=option_if_given(args, "depth"))
-        source.require_mask(args.mask_path)
-        args.n_class, args.depth, args.backbone_name = source.num_classes, source.depth, source.backbone
-        log(f"starting from the trained network {source.path}")
-        return source.build()
+def trained_source(args):
+    """--ft_model: the checkpoint to start from, whose sizes become the run's; None without that option."""
+    if args.ft_model is None:
+        return None
+    source = read_checkpoint(args.ft_model or args.pretrained_model).require("train")
+    source.require_backbone(option_if_given(args, "backbone_name"))
+    source.require_same(num_classes=option_if_given(args, "n_class"), depth=option_if_given(args, "depth"))
+    source.require_mask(args.mask_path)
+    args.n_class, args.depth, args.backbone_name = source.num_classes, source.depth, source.backbone
+    return source
+
+
+def new_network(args, log):
+    """A network with the encoder weights that the options name; `log` is told where they came from."""
+    mask = None
+    if not args.search:  # before a download: a wrong mask is found at once
+        mask = connectivity.load(args.mask_path, len(make_backbone(args.backbone_name).channels))
     weights = find_encoder_weights(args.pretrained_model, args.backbone_name)
     backbone = weights.backbone if weights else args.backbone_name
     if args.search:
         network = FullyDenseNetwork(backbone, args.depth, args.n_class, args.strengths)
-        if args.strengths == "sigmoid":
-            network.strengths.beta_end = args.beta_end
     else:
-        num_stages = len(make_backbone(backbone).channels)
-        network = SparseMask(connectivity.load(args.mask_path, num_stages), backbone, args.depth, args.n_class)
+        network = SparseMask(mask, backbone, args.depth, args.n_class)
     for line in load_encoder(network.backbone, weights) if weights else ["encoder: random weights"]:
         log(line)
     return network
 
 
-def continue_settings(args):
-    """--resume: the run's own settings, with the options that may differ taken from the command line.
-
-    Returns (args, checkpoint content, checkpoint path).
-    """
-    path = find_last_checkpoint(args.resume)
-    checkpoint = read_checkpoint(path)
+def checkpoint_to_resume(args):
+    """--resume: the checkpoint; the run's settings go into `args`, save for those that may differ and were given."""
+    checkpoint = read_checkpoint(find_last_checkpoint(args.resume))
     content = checkpoint.content
-    if not isinstance(content.get("settings"), dict) or "random_state" not in content:
-        raise InputError(f"{path} cannot be resumed: it does not hold the run's settings (the released code's "
-                         f"checkpoints do not); start a new run with --ft_model {path}")
-    settings = content["settings"]
-    for name in args.given - FREE_ON_RESUME:
-        if getattr(args, name) != settings.get(name):
-            raise InputError(f"--resume continues with the run's own settings, and --{name} was {settings.get(name)}, "
-                             f"not {getattr(args, name)}; leave the option out or start a new run")
-    checkpoint.require_backbone(args.backbone_name)
-    for name in set(settings) & set(vars(args)) - (args.given & FREE_ON_RESUME):
-        setattr(args, name, settings[name])
-    return args, content, path
+    lacks = [name for name, kind in NEEDED_TO_RESUME.items() if not isinstance(content.get(name), kind)]
+    if lacks:
+        hint = f"; start a new run from it with --ft_model {checkpoint.path}" if checkpoint.kind == "train" else ""
+        raise InputError(f"{checkpoint.path} cannot be resumed: it lacks {', '.join(lacks)}, which this program's runs "
+                         f"save and the released code does not{hint}")
+    for name in args.given - FREE_ON_RESUME - {"backbone_name"}:
+        if getattr(args, name) != checkpoint.settings.get(name):
+            raise InputError(f"--resume continues with the run's own settings, and --{name} was "
+                             f"{checkpoint.settings.get(name)}, not {getattr(args, name)}; leave the option out or "
+                             f"start a new run")
+    checkpoint.require_backbone(option_if_given(args, "backbone_name"))
+    for name in set(checkpoint.settings) & set(vars(args)) - (args.given & FREE_ON_RESUME):
+        setattr(args, name, checkpoint.settings[name])
+    if "class_names" not in args.given:
+        args.class_names = None  # the checkpoint holds the names; the file may be gone
+    return checkpoint
 
 
 def main(args):
-    content = None
-    if args.resume:
-        args, content, path = continue_settings(args)
+    resumed = checkpoint_to_resume(args) if args.resume else None
     check_args(args)
-    device = select_device(args.gpu)
+    notes = []
+    device = select_device(args.gpu, notes.append)
     precision = Precision(args.type, device)
     seed_everything(args.seed)
-    notes = []
-    if content is None:
-        network = build_network(args, notes.append)
-    else:
-        network = read_checkpoint(path).build()
-        if args.search and args.strengths == "sigmoid":
-            network.strengths.beta_end = args.beta_end
-        notes.append(f"resuming {path} at iteration {content['iter']}")
+    source = resumed or trained_source(args)
+    names = class_names_for(args, stored=source.class_names if source else None)
     train_set = SegmentationDataset(args.im_path, args.gt_path, args.training_list, args.n_class,
                                     TrainTransform(args.crop_size), args.seed)
     sampler = EpochBatches(len(train_set), args.batch_size, args.seed)
     loaders = (make_loader(train_set, args.n_worker, sampler, pin_memory=device.type == "cuda"),
                make_eval_loader(args, args.n_class, args.crop_size, device))
-    class_names_for(args)
     iterations = len(sampler) * args.max_epoch
+    if resumed and iterations != resumed.content["iterations"]:
+        raise InputError(f"the run has {resumed.content['iterations']} iterations, but with the list "
+                         f"{args.training_list} of {len(train_set)} images it would have {iterations}; resume with the "
+                         f"list that it began with")
+    with warnings.catch_warnings(record=True) as unread:  # stages that nothing reads
+        warnings.simplefilter("always")
+        if source:
+            network = source.build()
+            notes.append(f"resuming {source.path} at iteration {source.content['iter']}" if resumed else
+                         f"starting from the trained network {source.path}")
+        else:
+            network = new_network(args, notes.append)
+    notes += [f"warning: {warning.message}" for warning in unread]
     if args.freeze_bn:
         freeze_bn_affine(network)
     momentum = args.bn_momentum or (RELEASED_BN_MOMENTUM if args.ft_model is not None else min(10 / iterations, 0.1))
     set_bn_momentum(network, momentum)
     precision.place(network)
 
-    folder = RunFolder(new_folder(args.exp_path) if content is None else Path(path).parent,
-                       None if content is None else content["iter"])
-    run = Run(args, folder, network, loaders, precision, iterations)
-    if content is None:
+    folder = RunFolder(Path(resumed.path).parent, resumed.content["iter"]) if resumed else \
+        RunFolder(new_folder(args.exp_path))
+    run = Run(args, folder, network, loaders, precision, iterations, names)
+    if resumed:
+        run.restore(resumed.content)
+    else:
         folder.save_settings(settings_of(args))
         folder.copy_source()
-    else:
-        run.restore(content, path)
     for line in notes:
         folder.log(line)
     folder.log(f"{'search' if args.search else 'training'} in {folder.path} on {device}: {len(train_set)} images, "
@@ -189,27 +206,37 @@ def main(args):
 def carry_out(run):
     """Trains to the end, or to the first stop, and says what to do next. Returns the exit code."""
     folder = run.folder
-    resume = f"python train_sparse_mask.py --resume {shlex.quote(str(folder.path))}"
+    encoder = own_encoder(run.network.backbone_name)
+    to_continue = f"To continue:\n  python train_sparse_mask.py --resume {shlex.quote(str(folder.path))}{encoder}"
     try:
-        with StopRequest() as stop:
+        with StopRequest() as stop, \
+                explain_out_of_memory("give a smaller --batch_size or --crop_size, or --type bfloat16"):
             finished = run.train(stop)
-            if not finished:
-                run.save()
     except NotFinite as error:
-        kept = [str(p) for p in folder.path.glob("checkpoint_*.pth.tar")]
-        folder.log(f"stopped: {error}. {'Kept ' + ', '.join(sorted(kept)) if kept else 'No checkpoint was written yet'}"
-                   f". Lower --lr, or take a wider --type")
+        kept = sorted(str(p) for p in folder.path.glob("checkpoint_*.pth.tar"))
+        folder.log(f"stopped: {error}. {'Kept ' + ', '.join(kept) if kept else 'No checkpoint was written yet'}. "
+                   f"Lower --lr, or take a wider --type")
+        folder.close()
         return 1
-    finally:
-        folder.flush()
+    except InputError as error:  # a broken image, a full disk: what was learned until then is worth keeping
+        run.save_if_possible()
+        folder.note(f"stopped at iteration {run.iteration}: {error}")
+        if run.saved_at is not None:
+            folder.log(f"Saved at iteration {run.saved_at}. {to_continue}")
+        folder.close()
+        raise
     if not finished:
-        folder.log(f"stopped at iteration {run.iteration} and saved. To continue:\n  {resume}")
+        folder.log(f"stopped at iteration {run.iteration} and saved. {to_continue}")
         folder.close()
         return 130
-    last = folder.path / f"checkpoint_{run.iteration}.pth.tar"
-    folder.log(f"done: {last}")
-    following = "prune.py --checkpoint" if run.args.search else "eval_sparse_mask.py --pretrained_model"
-    folder.log(f"next: python {following} {shlex.quote(str(last))}")
+    last = shlex.quote(str(folder.path / f"checkpoint_{run.iteration}.pth.tar"))
+    if run.args.search:
+        following = f"python prune.py --checkpoint {last}{encoder}"
+    else:
+        data = "".join(f" --{name} {shlex.quote(str(getattr(run.args, name)))}"
+                       for name in ("im_path", "gt_path", "eval_list"))
+        following = f"python eval_sparse_mask.py --pretrained_model {last}{data}{encoder}"
+    folder.log(f"done: {last}\nnext: {following}")
     folder.close()
     return 0
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.errors import InputError
 from utils.files import require_folder
+from VOC12.index_png import BROKEN_IMAGE, unstretched
 from VOC12.labels import VOID
 from VOC12.lists import read_list
 
@@ -75,14 +76,19 @@ def open_image(path, what):
             image = Image.open(path)
             image.load()
             return image
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except BROKEN_IMAGE as error:
         raise InputError(f"the {what} {path} cannot be read ({str(error) or type(error).__name__}); "
                          f"replace the file or take its name off the list") from None
 
 
 def read_image(path):
-    """RGB, uint8 (H, W, 3)."""
-    return np.array(open_image(path, "image").convert("RGB"))
+    """RGB, uint8 (H, W, 3). Of a 16-bit grey image the high bytes."""
+    image = open_image(path, "image")
+    if image.mode in ("I", "F"):
+        raise InputError(f"the image {path} has 32 bits a pixel (mode {image.mode}); give 8-bit or 16-bit images")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.array(image) >> 8).astype(np.uint8))
+    return np.array(image.convert("RGB"))
 
 
 def read_label(path, num_classes):
@@ -91,7 +97,7 @@ def read_label(path, num_classes):
     if image.mode not in ("P", "L", "1"):
         raise InputError(f"the label {path} is a {image.mode} image; expected class indices (a palette or 8-bit grey "
                          f"PNG): VOC12/convert_labels.py converts labels in VOC's colours")
-    label = np.array(image, dtype=np.uint8)
+    label = unstretched(np.array(image, dtype=np.uint8), image.mode, path)
     wrong = (label >= num_classes) & (label != VOID)
     if wrong.any():
         row, column = np.argwhere(wrong)[0]

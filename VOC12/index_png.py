@@ -40,19 +40,25 @@ def read_label_png(path):
     if not os.path.isfile(path):
         raise InputError("there is no such file")
     try:
-        with open(path, "rb") as file:
-            depth = file.read(26)[24:25]
-            with Image.open(file, formats=["PNG"]) as image:
-                mode, pixels = image.mode, np.asarray(image)
+        with Image.open(path, formats=["PNG"]) as image:
+            mode, pixels = image.mode, np.asarray(image)
     except BROKEN_IMAGE as error:
         raise InputError(f"this is no whole PNG file ({error}); fetch it again") from error
     if mode in ("RGB", "RGBA"):
         return labels_of_colours(pixels[..., :3])
     if mode == "LA":
         pixels = pixels[..., 0]
-    if mode == "L" and depth in (b"\2", b"\4"):
-        pixels = pixels // (255 // (2 ** depth[0] - 1))  # Pillow stretches these to 0..255; the file's values count
-    return check_labels(pixels)
+    return check_labels(unstretched(pixels, mode, path))
+
+
+def unstretched(pixels, mode, path):
+    """The pixel values that a PNG holds. Pillow stretches those of grey images with 2 or 4 bits to 0..255."""
+    if mode == "L":
+        with open(path, "rb") as file:
+            start = file.read(26)
+        if start.startswith(b"\x89PNG") and start[24] in (2, 4):
+            return pixels // (255 // (2 ** start[24] - 1))
+    return pixels
 
 
 def labels_of_colours(colours):

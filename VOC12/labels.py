@@ -28,8 +28,9 @@ def load_class_names(path, num_classes):
     path = require_file(path, "list of class names")
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise InputError(f"the list of class names {path} is not text; give one name a line") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(f"the list of class names {path} cannot be read as text ({error}); "
+                         f"give one name a line") from None
     if len(names) != num_classes:
         raise InputError(f"{path} holds {len(names)} class names for {num_classes} classes; give one name a line")
     return names

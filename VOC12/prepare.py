@@ -93,6 +93,8 @@ def provide(root, archives, fetch):
     if missing and not fetch:
         told = "; ".join(f"{archive.name} (or, unpacked, {archive.folder}) from {archive.addresses[0]}"
                          for archive in missing)
+        if root.is_file():
+            raise InputError(f"--root {root} is a file; give the folder that the archives are in")
         raise InputError(f"{root} {'lacks archives' if root.is_dir() else 'does not exist'}: "
                          f"put there {told}; or pass --download")
     for archive in archives:

@@ -15,20 +15,29 @@ BACKBONES = {
 }
 
 
+def check_backbone_name(name):
+    """Raises InputError unless the name is known or that of an own encoder, package.module:factory."""
+    if name not in BACKBONES and ":" not in name:
+        raise InputError(f"unknown backbone {name!r}; known are {', '.join(BACKBONES)}, "
+                         f"and your own is named package.module:factory")
+
+
 def make_backbone(name):
     """Name -> encoder. Raises InputError if it is unknown, cannot be imported, or does not say its channels."""
     if name in BACKBONES:
         return BACKBONES[name]()
-    if ":" not in name:
-        raise InputError(f"unknown backbone {name!r}; known are {', '.join(BACKBONES)}, "
-                         f"and your own is named package.module:factory")
+    check_backbone_name(name)
     module_name, _, factory_name = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"the backbone {name!r} cannot be imported ({error}); "
                          f"check the name and that its module is on PYTHONPATH") from error
-    backbone = factory()
+    try:
+        backbone = factory()
+    except TypeError as error:
+        raise InputError(f"the backbone {name!r} cannot be called without arguments ({error}); "
+                         f"name a factory that can") from error
     channels, strides = getattr(backbone, "channels", ()), getattr(backbone, "strides", ())
     if not channels or len(channels) != len(strides):
         raise InputError(f"the backbone {name!r} must publish `channels` and `strides`, one number a feature, "

@@ -194,8 +194,8 @@ def load(path, num_stages=None):
     path = require_file(path, "mask")
     try:
         array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"the mask {path} cannot be read as a numpy array ({error}); "
+    except (ValueError, EOFError, OSError):  # numpy's own text advises to allow pickles
+        raise InputError(f"the mask {path} is no numpy array of booleans or numbers, or cannot be read; "
                          f"give a .npy file that prune.py wrote") from None
     if not isinstance(array, np.ndarray):
         raise InputError(f"the mask {path} is an archive of several arrays; give a .npy file that prune.py wrote")

@@ -1,4 +1,6 @@
 """Weights for the encoder before a run: ImageNet's, a file's, or none."""
+import os
+import pickle
 from dataclasses import dataclass, field
 
 import torch
@@ -63,10 +65,11 @@ def download_imagenet():
                          f"weights come from it; install the torchvision that fits your torch, or give "
                          f"--pretrained_model a file, or none") from None
     try:
-        return MobileNet_V2_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"the ImageNet weights could not be downloaded ({error}); "
-                         f"give --pretrained_model a file, or none to start from random weights") from None
+        return MobileNet_V2_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no network, or a broken cached file
+        folder = os.path.join(torch.hub.get_dir(), "checkpoints")
+        raise InputError(f"the ImageNet weights could not be downloaded to {folder}, or read there ({error}); delete a "
+                         f"broken file, give --pretrained_model a file, or none to start from random weights") from None
 
 
 def load_encoder(encoder, weights):
@@ -84,7 +87,7 @@ def load_encoder(encoder, weights):
     missing = [name for name in expected if name not in fitting]
     extra = weights.left_out + [name for name in weights.state
                                 if name not in fitting and not name.endswith("num_batches_tracked")]
-    lines = [f"encoder: {len(fitting)} of {len(expected)} tensors from {weights.source}"]
+    lines = [f"encoder {weights.backbone}: {len(fitting)} of {len(expected)} tensors from {weights.source}"]
     if missing:
         lines.append(f"warning: {len(missing)} tensors of the encoder were not in the file and stay random: "
                      f"{some(missing)}")

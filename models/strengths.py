@@ -17,11 +17,8 @@ class SigmoidStrengths(nn.Module):
     warmup = 0.3  # share of the search before the strengths learn: features that are still random make a random choice
     noise_std = 0.2  # on beta * a: the same deviation of w = 2p at p = 0.5 as the released 0.1
 
-    def __init__(self, beta_end=50.0):
+    def __init__(self):
         super().__init__()
-        if not beta_end >= 1:
-            raise InputError(f"the annealing ends at beta = {beta_end}; it starts at 1, so give at least 1")
-        self.beta_end = beta_end
         self.register_buffer("beta", torch.ones(()))
 
     def forward(self, a, noise):
@@ -29,9 +26,9 @@ class SigmoidStrengths(nn.Module):
         x = self.beta * a
         return torch.sigmoid(x + self.noise_std * torch.randn_like(x) if noise else x)
 
-    def anneal(self, progress):
+    def anneal(self, progress, beta_end):
         """progress: share of the strengths' learning that is done, 0 to 1. Beta grows exponentially, 1 to beta_end."""
-        self.beta.fill_(self.beta_end ** progress)
+        self.beta.fill_(beta_end ** progress)
 
     @torch.no_grad()
     def after_step(self, a):
@@ -52,7 +49,7 @@ class ClampStrengths(nn.Module):
             w = (w + self.noise_std * torch.randn_like(w)).clamp(0, 2)
         return w / 2
 
-    def anneal(self, progress):
+    def anneal(self, progress, beta_end):
         """No temperature here."""
 
     @torch.no_grad()

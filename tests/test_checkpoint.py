@@ -154,6 +154,31 @@ def test_a_checkpoint_cannot_choose_an_encoder_to_import(tmp_path):
     checkpoint.require_backbone("some_module:Encoder")
 
 
+def test_a_given_backbone_must_be_the_files(tmp_path):
+    checkpoint = read_checkpoint(released(SparseMask(connectivity.fcn(), "mobilenet_v2_torchvision", 4, 3),
+                                          tmp_path / "file"))
+    for name in (None, "mobilenet_v2"):  # the released command lines name the family, whatever the layout
+        checkpoint.require_backbone(name)
+    with pytest.raises(InputError, match="unknown backbone 'vgg'"):
+        checkpoint.require_backbone("vgg")
+    with pytest.raises(InputError, match="has the backbone mobilenet_v2_torchvision"):
+        checkpoint.require_backbone("my_module:Encoder")
+
+
+def test_a_name_in_a_file_makes_no_huge_array(tmp_path):
+    state = {"decoders.Decoders_99999999.down_convs.0.weight": torch.zeros(4, 1280, 1, 1),
+             "fc_conv.weight": torch.zeros(3, 4, 1, 1)}
+    torch.save(state, tmp_path / "file")
+    with pytest.raises(InputError, match="stage 99999999"):
+        read_checkpoint(tmp_path / "file")
+
+
+def test_random_bytes_are_not_called_hostile(tmp_path):
+    (tmp_path / "file").write_bytes(np.random.default_rng(0).bytes(5000))
+    with pytest.raises(InputError, match="no file of PyTorch's"):
+        read_checkpoint(tmp_path / "file")
+
+
 @pytest.mark.parametrize("cut", [0, 1, 100, 5000])
 def test_cut_files(tmp_path, cut):
     file = released(SparseMask(connectivity.fcn(), depth=4, num_classes=3), tmp_path / "file")

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,9 +161,49 @@ def test_a_resumed_run_equals_the_uninterrupted_one(path, data, tmp_path, monkey
     assert [row[1] for row in curve] == [1, 2, 3, 4, 5, 6]
 
 
-def test_resume_refuses_other_settings_and_finished_runs_end_at_once(path):
+def test_resume_refuses_other_settings_and_finished_runs_end_at_once(path, data, tmp_path):
     assert "--lr was 0.005" in run("train_sparse_mask.py", "--resume", path["train"], "--lr", 0.1, code=2)
+    (tmp_path / "short.txt").write_text("n0\nn1\n")
+    before = path["checkpoint"].read_bytes()
+    message = run("train_sparse_mask.py", "--resume", path["train"], "--training_list", tmp_path / "short.txt", code=2)
+    assert "6 iterations" in message and "short.txt" in message
     assert "done" in run("train_sparse_mask.py", "--resume", path["train"])
+    assert path["checkpoint"].read_bytes() == before
+
+
+def test_resuming_an_older_checkpoint_does_not_delete_later_ones(path, data, tmp_path):
+    run("train_sparse_mask.py", "--mask_path", "fcn", *TINY, *folders(data), "--max_epoch", 2, "--keep_all",
+        "--exp_path", tmp_path)
+    folder = only_run(tmp_path)
+    message = run("train_sparse_mask.py", "--resume", folder / "checkpoint_3.pth.tar", code=2)
+    assert "later checkpoint, checkpoint_6.pth.tar" in message
+    (folder / "checkpoint_6.pth.tar").unlink()
+    run("train_sparse_mask.py", "--resume", folder / "checkpoint_3.pth.tar")
+    assert (folder / "checkpoint_3.pth.tar").exists() and (folder / "checkpoint_6.pth.tar").exists()
+
+
+def test_a_bad_file_found_late_costs_nothing_that_was_learned(data, tmp_path):
+    """A label of the eval list breaks: the epoch before it is saved, the log says why, and the run resumes."""
+    broken = tmp_path / "gt"
+    shutil.copytree(data / "gt", broken)
+    Image.new("L", (76, 70), 7).save(broken / "n6.png")
+    options = [*folders(data), "--gt_path", broken]
+    message = run("train_sparse_mask.py", "--mask_path", "fcn", *TINY, *options, "--max_epoch", 1,
+                  "--exp_path", tmp_path / "runs", code=2)
+    folder = only_run(tmp_path / "runs")
+    assert "n6.png has the value 7" in message and f"--resume {folder}" in message
+    assert "n6.png" in (folder / "log.txt").read_text()
+    assert (folder / "checkpoint_3.pth.tar").exists()
+    run("train_sparse_mask.py", "--resume", folder, "--gt_path", data / "gt")
+
+
+def test_nothing_but_void_is_no_score(path, data, tmp_path):
+    (tmp_path / "gt").mkdir()
+    for name in ("n5", "n6"):
+        Image.new("L", (76, 70), 255).save(tmp_path / "gt" / f"{name}.png")
+    message = run("eval_sparse_mask.py", "--pretrained_model", path["checkpoint"], *folders(data, train=False),
+                  "--gt_path", tmp_path / "gt", "--gpu", -1, code=2)
+    assert "only void" in message
 
 
 def test_ft_model_starts_from_the_trained_weights(path, data, tmp_path):
@@ -170,6 +211,7 @@ def test_ft_model_starts_from_the_trained_weights(path, data, tmp_path):
         "--exp_path", tmp_path)
     before = read_checkpoint(path["checkpoint"]).state
     after = read_checkpoint(only_run(tmp_path) / "checkpoint_3.pth.tar").state
+    assert read_checkpoint(only_run(tmp_path) / "checkpoint_3.pth.tar").class_names[1] == "green square"
     name = "decoders.Decoders_8.down_convs.0.weight"
     assert torch.equal(before[name], after[name])
     assert not torch.equal(before["backbone.bn1.running_mean"], after["backbone.bn1.running_mean"])
@@ -202,6 +244,8 @@ def bad_inputs(path, data):
     np.save(tmp / "dangling.npy", dangling)
     (tmp / "cut.pth.tar").write_bytes(path["checkpoint"].read_bytes()[:5000])
     torch.save({"state_dict": {"features": torch.zeros(3)}}, tmp / "nothing.pth")
+    torch.save({"state_dict": torch.load(path["checkpoint"], weights_only=True)["state_dict"], "settings": {}},
+               tmp / "incomplete.pth.tar")
     (tmp / "bad_list.txt").write_text("n5\nmissing\n")
     (tmp / "file").write_text("")
     lists = folders(data)
@@ -227,7 +271,14 @@ def bad_inputs(path, data):
         ([train, "--ft_model", path["search_checkpoint"], *TINY, *lists], ["is of a search"]),
         ([train, "--ft_model", path["checkpoint"], *TINY, *lists, "--n_class", 4], ["classes 3", "4 was given"]),
         ([train, "--resume", tmp / "nothing"], ["does not exist"]),
+        ([train, *mask, *TINY, *lists, "--strength_warmup", 1], ["--strength_warmup is 1"]),
+        ([train, *mask, *TINY, *lists, "--seed", 2 ** 64], ["--seed", "2^63"]),
+        ([train, *mask, *TINY, *lists, "--crop_size", 10 ** 9], ["--crop_size"]),
+        ([train, *mask, *TINY, *lists, "--backbone_name", "torch.nn:Linear"], ["torch.nn:Linear"]),
+        ([train, *mask, *TINY, *lists, "--eval_list", tmp / ("a" * 300)], ["cannot be reached"]),
+        ([train, "--resume", tmp / "incomplete.pth.tar"], ["cannot be resumed", "optimizer"]),
         ([prune, "--checkpoint", path["checkpoint"]], ["is of training"]),
+        ([prune, "--checkpoint", tmp / "found.pth.tar", "--backbone_name", "vgg"], ["vgg"]),
         ([prune, "--checkpoint", tmp / "cut.pth.tar"], ["cut.pth.tar", "cannot be read"]),
         ([prune, "--checkpoint", tmp / "nothing.pth"], ["no checkpoint of a search or a training"]),
         ([prune, "--checkpoint", tmp / "found.pth.tar", "--depth", 8], ["depth 4", "8 was given"]),
@@ -261,7 +312,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(path, data):
         assert "\n" not in message and all(word in message for word in words), (options, message)
     new = set(path["out"].rglob("*")) - set(before)
     assert not [p for p in new if p.suffix in (".npy", ".tar") and p.name not in
-                ("shape.npy", "object.npy", "dangling.npy", "cut.pth.tar")]
+                ("shape.npy", "object.npy", "dangling.npy", "cut.pth.tar", "incomplete.pth.tar")]
 
 
 def test_bad_input_as_commands(path, tmp_path):

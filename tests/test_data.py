@@ -1,4 +1,7 @@
 """Transforms against the plain pipeline, the dataset's files and messages, loading that no worker count changes."""
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +9,7 @@ from PIL import Image
 
 from benchmarks.plain_loading import plain_train_transform
 from utils.errors import InputError
-from VOC12.dataset import EpochBatches, SegmentationDataset, batches, make_loader, read_label
+from VOC12.dataset import EpochBatches, SegmentationDataset, batches, make_loader, read_image, read_label
 from VOC12.transforms import EvalTransform, TrainTransform, denormalize, normalize
 
 
@@ -107,6 +110,25 @@ def test_palette_labels_are_read_by_index(tmp_path):
     image.putpalette(list(range(255, -1, -1)) * 3)
     image.save(tmp_path / "label.png")
     assert read_label(tmp_path / "label.png", 4).tolist() == [[0, 3], [255, 1]]
+
+
+def test_grey_labels_of_few_bits_are_not_stretched(tmp_path):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, 2, 0, 0, 0, 0))  # 4x1 pixels of 2 bits, grey
+    row = bytes([0, 0b00011011])  # four pixels behind the row's filter byte
+    (tmp_path / "label.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(row)) +
+                                         chunk(b"IEND", b""))
+    assert read_label(tmp_path / "label.png", 4).tolist() == [[0, 1, 2, 3]]
+
+
+def test_sixteen_bit_images_keep_their_high_byte_and_others_are_refused(tmp_path):
+    Image.fromarray(np.full((2, 2), 40_000, np.uint16)).save(tmp_path / "grey.png")
+    assert (read_image(tmp_path / "grey.png") == 40_000 >> 8).all()
+    Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(InputError, match="32 bits"):
+        read_image(tmp_path / "float.tif")
 
 
 @pytest.mark.parametrize("damage, words", [

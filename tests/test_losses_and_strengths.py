@@ -9,7 +9,6 @@ from models import FullyDenseNetwork
 from models.losses import pixel_cross_entropy, sparse_loss, sparsity_target, total_sparse_loss
 from models.strengths import ClampStrengths, SigmoidStrengths
 from utils.engine import Schedule
-from utils.errors import InputError
 
 
 def test_sparse_loss_is_the_formula():
@@ -53,19 +52,17 @@ def test_clamp_starts_at_one_half_and_stays_in_range():
 def test_sigmoid_noise_is_the_released_deviation_at_one_half_whatever_beta():
     strengths = SigmoidStrengths()
     for progress in (0, 1):
-        strengths.anneal(progress)
+        strengths.anneal(progress, 50)
         assert strengths(torch.zeros(20_000), noise=True).std().item() == pytest.approx(0.05, rel=0.05)
 
 
 def test_annealing_is_exponential():
-    strengths = SigmoidStrengths(beta_end=50)
+    strengths = SigmoidStrengths()
     betas = []
     for progress in (0, 0.5, 1):
-        strengths.anneal(progress)
+        strengths.anneal(progress, 50)
         betas.append(strengths.beta.item())
     assert betas == pytest.approx([1, math.sqrt(50), 50])
-    with pytest.raises(InputError):
-        SigmoidStrengths(beta_end=0.5)
 
 
 def test_the_sparse_loss_alone_drives_strengths_apart():
@@ -74,7 +71,7 @@ def test_the_sparse_loss_alone_drives_strengths_apart():
     a = torch.tensor([0.3, -0.1, -0.2, -0.3], requires_grad=True)
     optimizer = torch.optim.SGD([a], lr=0.5, momentum=0.9)
     for i in range(300):
-        strengths.anneal(i / 300)
+        strengths.anneal(i / 300, 50)
         optimizer.zero_grad()
         sparse_loss(strengths(a, noise=False), 0.25).backward()
         optimizer.step()

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 
 from models import FullyDenseNetwork, SparseMask, connectivity
+from models.backbones import BACKBONES, check_backbone_name
 from utils.errors import InputError
 from utils.files import require_file, write_atomically
 
+MAX_STAGES = 256  # no encoder has as many taps; a name in a file must not make arrays of any size
 CONNECTION = re.compile(r"decoders\.Decoders_(\d+)\.(down|up)_convs\.(\d+)\.(0\.)?weight")
 
 
@@ -24,11 +26,17 @@ def load_file(path, what):
     except Exception as error:  # broken files raise many types: UnpicklingError, EOFError, RuntimeError, KeyError, ...
         if isinstance(error, MemoryError):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "weights_only" in str(error) or "Unsupported" in str(error):
+        text = str(error)
+        if "PytorchStreamReader" in text or isinstance(error, EOFError):
+            reason = "it is cut short or damaged"
+        elif re.search(r"unsupported (global|class)", text, re.IGNORECASE):
             reason = "it holds more than tensors and plain values, and loading that could run code"
-        raise InputError(f"the {what} {path} cannot be read ({reason[:200]}); give a whole file that PyTorch or this "
-                         f"program wrote") from None
+        elif isinstance(error, OSError):
+            reason = error.strerror or text
+        else:
+            reason = "it is no file of PyTorch's, or damaged"
+        raise InputError(f"the {what} {path} cannot be read: {reason}; give a whole file that PyTorch or this program "
+                         f"wrote") from None
 
 
 def save_file(path, content):
@@ -54,6 +62,12 @@ class Checkpoint:
     class_names: list | None = None
     content: dict = field(default_factory=dict)
 
+    @property
+    def settings(self):
+        """The options of the run that wrote the file, or an empty dict for a released one."""
+        settings = self.content.get("settings")
+        return settings if isinstance(settings, dict) else {}
+
     def require(self, kind):
         """Raises InputError unless the checkpoint is of this kind. Returns itself."""
         if self.kind != kind:
@@ -65,7 +79,7 @@ class Checkpoint:
         """Raises InputError if an option that the user gave contradicts the file. None means not given."""
         for name, value in given.items():
             if value is not None and value != getattr(self, name):
-                label = {"num_classes": "classes", "depth": "depth", "backbone": "backbone"}[name]
+                label = {"num_classes": "classes", "depth": "depth"}[name]
                 raise InputError(f"the checkpoint {self.path} has {label} {getattr(self, name)}, but {value} was "
                                  f"given; leave the option out or give the right file")
 
@@ -76,10 +90,18 @@ class Checkpoint:
                              f"the checkpoint holds its own")
 
     def require_backbone(self, given):
-        """An encoder that has to be imported runs code, so a file alone must not choose it: the user names it too."""
+        """Raises InputError if the backbone that the user gave, or None, is not the file's; layouts are one family.
+
+        An encoder that has to be imported runs code, so a file alone must not choose it: the user names it too.
+        """
         if ":" in self.backbone and given != self.backbone:
             raise InputError(f"the checkpoint {self.path} uses the encoder {self.backbone!r}, which this program would "
                              f"import; if you trust it, add --backbone_name {self.backbone}")
+        if given is not None and given != self.backbone:
+            check_backbone_name(given)
+            if not {given, self.backbone} <= set(BACKBONES):
+                raise InputError(f"the checkpoint {self.path} has the backbone {self.backbone}, but {given} was given; "
+                                 f"leave --backbone_name out or give the right file")
 
     def build(self):
         """The network with its weights: FullyDenseNetwork or SparseMask. Raises InputError if they do not fit."""
@@ -150,6 +172,8 @@ def connectivity_of(connections):
     """
     places = [(int(match[1]), int(match[3]), int(match[2] == "up")) for match, _ in connections]
     num_stages = max(stage for stage, _, _ in places) + 1
+    if num_stages > MAX_STAGES:
+        raise InputError(f"the checkpoint names a stage {num_stages - 1}; it is no checkpoint of this program")
     connectivity = np.zeros((num_stages, num_stages, 2), dtype=bool)
     for stage, source, side in places:
         if source > stage:

@@ -49,6 +49,9 @@ def run(*command):
         for line in process.stdout:
             print(line, end="", flush=True)
             lines.append(line)
+    except KeyboardInterrupt:  # it got the signal too: let it save, and show what it says
+        print(process.stdout.read(), end="", flush=True)
+        raise
     finally:
         code = process.wait()
     if code == 130:

@@ -46,6 +46,7 @@ class Schedule:
     iterations: int
     gamma: float
     warmup: float = 0.0
+    beta_end: float = 50.0
 
     def apply(self, iteration, optimizer, network):
         """Sets what iteration `iteration` (from 0; N after the last) runs with."""
@@ -55,7 +56,7 @@ class Schedule:
             share = late if group.get("name") == "strengths" else progress
             group["lr"] = group["initial_lr"] * (1 - share) ** self.gamma if share >= 0 else 0.0
         if hasattr(network, "strengths"):
-            network.strengths.anneal(max(late, 0.0))
+            network.strengths.anneal(max(late, 0.0), self.beta_end)
 
 
 def train_step(network, image, label, compute_losses, optimizer, precision):

@@ -41,17 +41,15 @@ def write_atomically(path):
 
 def require_file(path, what):
     """Returns `path` as a Path. Raises InputError unless it is an existing file; `what` names it, e.g. "checkpoint"."""
-    path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # os.path, for pathlib's raise where a folder above may not be entered
         raise InputError(f"the {what} {path} is a folder; give a file")
-    if not path.is_file():
-        raise InputError(f"the {what} {path} does not exist; check the path")
-    return path
+    if not os.path.isfile(path):
+        raise InputError(f"the {what} {path} does not exist or cannot be reached; check the path")
+    return Path(path)
 
 
 def require_folder(path, what):
     """Returns `path` as a Path. Raises InputError unless it is an existing folder; `what` names it, e.g. "images"."""
-    path = Path(path)
-    if not path.is_dir():
-        raise InputError(f"the folder of {what} {path} does not exist; check the path")
-    return path
+    if not os.path.isdir(path):
+        raise InputError(f"the folder of {what} {path} does not exist or cannot be reached; check the path")
+    return Path(path)

@@ -1,8 +1,10 @@
 """Confusion matrix, and the scores that come from it: spec section 7."""
+import math
 from dataclasses import dataclass
 
 import torch
 
+from utils.errors import InputError
 from VOC12.labels import VOID
 
 
@@ -37,6 +39,14 @@ def scores(confusion):
     iou = hits / (truth + predicted - hits).clamp(min=1)
     return Scores(iou=[value if there else None for value, there in zip(iou.tolist(), present.tolist())],
                   m_iou=float(iou[present].mean()), pixel_accuracy=float(hits.sum() / truth.sum()))
+
+
+def require_pixels(result, list_path):
+    """Returns the scores. Raises InputError if the labels of the list hold nothing but void: there is no score then."""
+    if math.isnan(result.m_iou):
+        raise InputError(f"the labels of {list_path} hold no pixel of any class, only void, so there is nothing to "
+                         f"score; give other labels")
+    return result
 
 
 def table(result, class_names):

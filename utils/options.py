@@ -1,5 +1,6 @@
 """Options that several commands share, and what follows from them."""
 import argparse
+import shlex
 
 from utils.errors import InputError
 from VOC12.dataset import SegmentationDataset, make_loader
@@ -8,6 +9,7 @@ from VOC12.parallel import count_cores
 from VOC12.transforms import EvalTransform
 
 RELEASED_WORKERS = 4
+MAX_CROP = 8192  # pixels
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -18,12 +20,16 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if silent else super()._get_help_string(action)
 
 
-def add_model_options(parser):
-    """--n_class, --depth, --backbone_name."""
-    parser.add_argument("--n_class", type=int, default=21, help="number of classes")
-    parser.add_argument("--depth", type=int, default=64, help="channels of a decoder stage")
-    parser.add_argument("--backbone_name", default="mobilenet_v2",
-                        help="the encoder: a known name, or your own as package.module:factory")
+def add_model_options(parser, from_checkpoint=False):
+    """--n_class, --depth, --backbone_name. from_checkpoint: by default they are the checkpoint's, and None here."""
+    def default(value):
+        return None if from_checkpoint else value
+
+    note = " (default: the checkpoint's)" if from_checkpoint else ""
+    parser.add_argument("--n_class", type=int, default=default(21), help="number of classes" + note)
+    parser.add_argument("--depth", type=int, default=default(64), help="channels of a decoder stage" + note)
+    parser.add_argument("--backbone_name", default=default("mobilenet_v2"),
+                        help="the encoder: a known name, or your own as package.module:factory" + note)
 
 
 def add_data_options(parser):
@@ -45,6 +51,18 @@ def class_names_for(args, stored=None):
     if args.class_names:
         return load_class_names(args.class_names, args.n_class)
     return stored or default_class_names(args.n_class)
+
+
+def check_crop_size(size):
+    """Returns the size in pixels. Raises InputError if the encoder or the memory cannot take it."""
+    if not 32 <= size <= MAX_CROP:
+        raise InputError(f"--crop_size is {size}; give 32 (what the encoder needs) to {MAX_CROP} pixels")
+    return size
+
+
+def own_encoder(backbone):
+    """What a printed command needs beside the checkpoint, when the encoder is the user's own: see Checkpoint."""
+    return f" --backbone_name {shlex.quote(backbone)}" if ":" in backbone else ""
 
 
 def make_eval_loader(args, num_classes, min_size, device):

@@ -3,6 +3,7 @@ import contextlib
 import datetime
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from utils.files import write_atomically
 SOURCE_ROOT = Path(__file__).resolve().parents[1]
 SOURCE_FOLDERS = (".", "models", "utils", "VOC12")
 BEST = "checkpoint_best.pth.tar"
+NUMBERED = re.compile(r"checkpoint_(\d+)\.pth\.tar")
 
 
 def new_folder(exp_path):
@@ -40,7 +42,7 @@ def new_folder(exp_path):
 def find_last_checkpoint(path):
     """A checkpoint to resume: `path` itself, or the newest checkpoint_ITER.pth.tar in a run folder."""
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return path
     numbered = numbered_checkpoints(path)
     if not numbered:
@@ -51,8 +53,22 @@ def find_last_checkpoint(path):
 
 def numbered_checkpoints(folder):
     """The files checkpoint_ITER.pth.tar of a folder, by iteration."""
-    found = [p for p in folder.glob("checkpoint_*.pth.tar") if p.name[11:-8].isdigit()]
-    return sorted(found, key=lambda p: int(p.name[11:-8]))
+    return sorted((p for p in folder.glob("checkpoint_*.pth.tar") if NUMBERED.fullmatch(p.name)), key=iteration_of)
+
+
+def iteration_of(path):
+    """The ITER of a checkpoint_ITER.pth.tar."""
+    return int(NUMBERED.fullmatch(path.name)[1])
+
+
+@contextlib.contextmanager
+def said_if_unwritable(path):
+    """Turns an OSError of writing in a run folder into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write in {path}: {error.strerror or error}; "
+                         f"give a folder that can be written and has space left") from error
 
 
 class RunFolder:
@@ -60,13 +76,18 @@ class RunFolder:
 
     def __init__(self, path, resume_at=None):
         self.path = Path(path)
-        self.log_file = open(self.path / "log.txt", "a", encoding="utf-8")
+        later = [p for p in numbered_checkpoints(self.path) if resume_at is not None and iteration_of(p) > resume_at]
+        if later:
+            raise InputError(f"{self.path} holds a later checkpoint, {later[-1].name}: resume that one, or move it "
+                             f"away to go back to iteration {resume_at}")
         self.scalars_file = self.path / "tensorboard.json"
         self.scalars = {}
         if resume_at is not None:
             self.read_scalars(resume_at)
         purge = None if resume_at is None else resume_at + 1  # curves of steps that will be done again
-        self.writer = SummaryWriter(str(self.path / "tensorboard_log"), purge_step=purge)
+        with said_if_unwritable(self.path):
+            self.log_file = open(self.path / "log.txt", "a", encoding="utf-8")
+            self.writer = SummaryWriter(str(self.path / "tensorboard_log"), purge_step=purge)
 
     def read_scalars(self, resume_at):
         """Takes up the curves where the checkpoint was written."""
@@ -77,8 +98,13 @@ class RunFolder:
     def log(self, message):
         """A line on the screen, above the progress bar, and in log.txt."""
         tqdm.write(message)
-        self.log_file.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {message}\n")
-        self.log_file.flush()
+        self.note(message)
+
+    def note(self, message):
+        """A line in log.txt alone."""
+        with contextlib.suppress(OSError):  # a full disk is reported where it loses something: at a checkpoint
+            self.log_file.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {message}\n")
+            self.log_file.flush()
 
     def save_settings(self, settings):
         """settings.json: every option of the run, readable."""
@@ -90,8 +116,9 @@ class RunFolder:
         for folder in SOURCE_FOLDERS:
             for file in sorted((SOURCE_ROOT / folder).glob("*.py")):
                 target = self.path / "source" / folder / file.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, target)
+                with said_if_unwritable(self.path):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, target)
 
     def scalar(self, tag, value, step):
         """A point of a curve, in TensorBoard and in tensorboard.json."""
@@ -114,12 +141,13 @@ class RunFolder:
         """Puts the curves on disk."""
         with write_atomically(self.scalars_file) as temporary:
             temporary.write_text(json.dumps(self.scalars), encoding="utf-8")
-        self.writer.flush()
+        with said_if_unwritable(self.path):
+            self.writer.flush()
 
     def save_checkpoint(self, content, best, keep_all):
-        """Writes checkpoint_ITER.pth.tar, and checkpoint_best.pth.tar too if it is the best. Returns its path.
+        """Writes checkpoint_ITER.pth.tar, and checkpoint_best.pth.tar too if it is the best.
 
-        The previous one goes only after the new one is whole, unless keep_all.
+        The ones before go only after the new one is whole, unless keep_all.
         """
         path = self.path / f"checkpoint_{content['iter']}.pth.tar"
         save_file(path, content)
@@ -132,9 +160,8 @@ class RunFolder:
                     shutil.copyfile(path, temporary)
         if not keep_all:
             for other in numbered_checkpoints(self.path):
-                if other != path:
+                if iteration_of(other) < content["iter"]:
                     other.unlink(missing_ok=True)
-        return path
 
     def close(self):
         """Closes what is open."""

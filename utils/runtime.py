@@ -5,6 +5,7 @@ import signal
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from utils.errors import InputError
 
@@ -65,18 +66,25 @@ def seed_everything(seed):
     torch.manual_seed(seed)
 
 
-def random_state():
-    """The state of the generators that a training step draws from: CPU tensors, one for the CPU and one a GPU."""
-    return {"cpu": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+def random_state(device):
+    """The state of the generators that a training step on `device` draws from: CPU tensors; "cuda" is None on a CPU."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None}
 
 
-def set_random_state(state):
-    """Restores what `random_state` returned. GPUs that the state does not know keep theirs."""
+def set_random_state(state, device):
+    """Restores what `random_state` returned, on whichever GPU the run continues."""
     torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available():
-        for index, value in enumerate(state["cuda"][:torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(value, index)
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(advice):
+    """Turns the GPU's running out of memory into an InputError that says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"the GPU ran out of memory ({str(error).splitlines()[0]}); {advice}") from None
 
 
 class StopRequest:
@@ -103,3 +111,4 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        tqdm.write("stopping after this step or evaluation, and saving; once more stops at once, without saving")

@@ -1,19 +1,22 @@
 """A search or training in progress: the steps of engine.py, with what is logged, shown and saved on the way."""
+import contextlib
 import functools
+import math
+import time
 
 import torch
 from tqdm import tqdm
 
 from models import connectivity
-from utils.checkpoint import load_weights
 from utils.engine import NotFinite, Schedule, evaluate, search_losses, train_losses, train_one_epoch
-from utils.metrics import scores
-from utils.options import class_names_for
+from utils.errors import InputError
+from utils.metrics import require_pixels, scores
 from utils.pictures import colour_label, strengths_grid
 from utils.runtime import random_state, set_random_state
 from VOC12.transforms import denormalize
 
 RELEASED_ITERATIONS = 33_100  # 50 epochs of trainaug, batch 16
+SHOW_EVERY = 0.2  # seconds between two updates of the bar's figures
 
 
 def make_optimizer(network, args, iterations):
@@ -41,17 +44,20 @@ def warmup_of(network, args):
 class Run:
     """A run in progress: what `main` sets up, advances epoch by epoch, and saves."""
 
-    def __init__(self, args, folder, network, loaders, precision, iterations):
+    def __init__(self, args, folder, network, loaders, precision, iterations, class_names):
         self.args, self.folder, self.network, self.precision = args, folder, network, precision
         self.train_loader, self.eval_loader = loaders
         self.sampler = self.train_loader.batch_sampler
-        self.iterations = iterations
-        self.iteration, self.best = 0, -1.0
+        self.iterations, self.class_names = iterations, class_names
+        self.iteration, self.best, self.saved_at = 0, -1.0, None
+        # of this epoch's training images so far, for train/m_iou
+        self.confusion = torch.zeros(network.num_classes, network.num_classes, dtype=torch.int64,
+                                     device=precision.device)
         self.optimizer = make_optimizer(network, args, iterations)
-        self.schedule = Schedule(iterations, args.gamma, warmup_of(network, args) if args.search else 0.0)
+        self.schedule = Schedule(iterations, args.gamma, warmup_of(network, args) if args.search else 0.0,
+                                 args.beta_end)
         self.compute_losses = (functools.partial(search_losses, sparse_weight=args.sparse) if args.search
                                else train_losses)
-        self.class_names = class_names_for(args)
 
     def state(self):
         """The content of a checkpoint: all that rebuilds the network and continues the run."""
@@ -61,56 +67,62 @@ class Run:
             model["strengths"] = network.strengths_name
         else:
             model["connectivity"] = torch.from_numpy(network.connectivity)
-        return {"format": 1, "kind": "search" if self.args.search else "train", "iter": self.iteration, "model": model,
-                "state_dict": network.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "scaler": self.precision.scaler.state_dict(), "random_state": random_state(), "best_m_iou": self.best,
-                "class_names": self.class_names, "settings": settings_of(self.args)}
+        return {"format": 1, "kind": "search" if self.args.search else "train", "iter": self.iteration,
+                "iterations": self.iterations, "model": model, "state_dict": network.state_dict(),
+                "optimizer": self.optimizer.state_dict(), "scaler": self.precision.scaler.state_dict(),
+                "random_state": random_state(self.precision.device), "best_m_iou": self.best,
+                "train_confusion": self.confusion, "class_names": self.class_names, "settings": settings_of(self.args)}
 
-    def restore(self, content, path):
-        """Takes up a run where `state` was called."""
-        load_weights(self.network, {k.removeprefix("module."): v for k, v in content["state_dict"].items()}, path)
+    def restore(self, content):
+        """Takes up a run where `state` was called; the network has its weights already."""
         self.optimizer.load_state_dict(content["optimizer"])
         self.precision.scaler.load_state_dict(content["scaler"])
-        self.iteration, self.best = content["iter"], content["best_m_iou"]
-        set_random_state(content["random_state"])
+        self.iteration, self.best, self.saved_at = content["iter"], content["best_m_iou"], content["iter"]
+        self.confusion.copy_(content["train_confusion"])
+        set_random_state(content["random_state"], self.precision.device)
 
     def save(self, best=False):
-        """A checkpoint of this moment, unless the weights are broken. Returns its path."""
+        """A checkpoint of this moment. Raises NotFinite if the weights are broken: the last good one stays."""
         for name, value in self.network.state_dict().items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise NotFinite(f"{name} is no longer finite after iteration {self.iteration}")
         self.schedule.apply(self.iteration, self.optimizer, self.network)  # a finished search holds its final strengths
-        path = self.folder.save_checkpoint(self.state(), best, self.args.keep_all)
+        self.folder.save_checkpoint(self.state(), best, self.args.keep_all)
+        self.saved_at = self.iteration
         self.folder.flush()
-        return path
+
+    def save_if_possible(self):
+        """After an error of the input: saves unless that is impossible too, or there is nothing new."""
+        if self.iteration != (self.saved_at or 0):
+            with contextlib.suppress(InputError, NotFinite):
+                self.save()
 
     def train(self, stop):
-        """Runs to the end or until stop.requested. Returns whether the end was reached."""
+        """Runs to the end or until stop.requested, and saves. Returns whether the end was reached."""
         per_epoch = len(self.sampler)
         with tqdm(total=self.iterations, initial=self.iteration, unit="it", dynamic_ncols=True,
                   desc="search" if self.args.search else "train") as bar:
-            while self.iteration < self.iterations:
+            report = Report(self, bar, stop)
+            while self.iteration < self.iterations and not stop.requested:
                 self.sampler.epoch, self.sampler.start = divmod(self.iteration, per_epoch)
-                self.iteration = train_one_epoch(
-                    self.network, self.train_loader, self.iteration, self.schedule, self.compute_losses,
-                    self.optimizer, self.precision, after_step=Report(self, bar, stop))
-                if self.iteration % per_epoch:
-                    break  # stopped inside an epoch
-                epoch = self.iteration // per_epoch
+                if self.sampler.start == 0:
+                    self.confusion.zero_()
+                train_one_epoch(self.network, self.train_loader, self.iteration, self.schedule, self.compute_losses,
+                                self.optimizer, self.precision, after_step=report)
+                self.save()  # before the evaluation, which can fail: it reads other files
+                epoch, rest = divmod(self.iteration, per_epoch)
                 last = self.iteration == self.iterations
-                improved = False
-                if last or epoch % self.args.eval_interval == 0:
-                    improved = self.evaluate(epoch)
-                self.save(best=improved)
-                if stop.requested:
-                    break
+                if rest == 0 and (last or epoch % self.args.eval_interval == 0) and self.evaluate(epoch):
+                    self.save(best=True)
+                self.folder.flush()
         return self.iteration == self.iterations
 
     def evaluate(self, epoch):
         """mIoU on the eval list, curves and pictures. Returns whether it is the best so far."""
         if self.args.search:
             self.schedule.apply(self.iteration, self.optimizer, self.network)
-        result = scores(evaluate(self.network, self.eval_loader, self.precision, self.show_first))
+        confusion = evaluate(self.network, self.eval_loader, self.precision, self.show_first)
+        result = require_pixels(scores(confusion), self.args.eval_list)
         self.folder.scalar("val/m_iou", result.m_iou, self.iteration)
         line = f"epoch {epoch}, iteration {self.iteration}: val mIoU {100 * result.m_iou:.2f} %"
         if self.args.search:
@@ -146,25 +158,35 @@ class Report:
 
     def __init__(self, run, bar, stop):
         self.run, self.bar, self.stop = run, bar, stop
-        self.confusion = 0
+        self.shown_at = 0.0  # time of the bar's figures: reading them waits for the GPU, so not at every step
         self.tags = ("train/backbone_lr", "train/decoder_lr", "train/strengths_lr") if run.args.search else \
                     ("train/base_lr", "train/last_layer_lr")
 
     def __call__(self, iteration, losses, confusion):
-        self.confusion = self.confusion + confusion
-        folder, groups = self.run.folder, self.run.optimizer.param_groups
-        if iteration % self.run.args.log_interval == 0:
-            folder.scalar("train/loss", losses.total.item(), iteration)
-            if losses.sparse is not None:
-                folder.scalar("train/loss_task", losses.task.item(), iteration)
-                folder.scalar("train/loss_sparse", losses.sparse.item(), iteration)
-            for tag, group in zip(self.tags, groups):
-                folder.scalar(tag, group["lr"], iteration)
-            folder.scalar("train/m_iou", scores(self.confusion).m_iou, iteration)
-        self.bar.set_postfix(loss=f"{losses.total.item():.3f}", mIoU=f"{100 * scores(self.confusion).m_iou:.1f}%",
-                             lr=f"{groups[0]['lr']:.2g}", refresh=False)
+        run = self.run
+        run.iteration = iteration
+        run.confusion += confusion
+        if iteration % run.args.log_interval == 0:
+            self.add_points(iteration, losses)
         self.bar.update()
+        if time.monotonic() - self.shown_at > SHOW_EVERY or iteration == run.iterations:
+            self.shown_at = time.monotonic()
+            self.bar.set_postfix(loss=f"{losses.total.item():.3f}", mIoU=f"{100 * scores(run.confusion).m_iou:.1f}%",
+                                 lr=f"{run.optimizer.param_groups[0]['lr']:.2g}")
         return self.stop.requested
+
+    def add_points(self, iteration, losses):
+        """A point of each curve of spec section 8."""
+        folder = self.run.folder
+        folder.scalar("train/loss", losses.total.item(), iteration)
+        if losses.sparse is not None:
+            folder.scalar("train/loss_task", losses.task.item(), iteration)
+            folder.scalar("train/loss_sparse", losses.sparse.item(), iteration)
+        for tag, group in zip(self.tags, self.run.optimizer.param_groups):
+            folder.scalar(tag, group["lr"], iteration)
+        m_iou = scores(self.run.confusion).m_iou
+        if math.isfinite(m_iou):  # an epoch may begin with void alone
+            folder.scalar("train/m_iou", m_iou, iteration)
 
 
 def settings_of(args):
