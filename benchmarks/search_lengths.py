@@ -23,7 +23,7 @@ THRESHOLDS = (0.001, 0.1, 0.5)
 
 
 def build_parser():
-    """The command line. What it does not know goes to train_sparse_mask.py."""
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search_lengths", description=__doc__.splitlines()[0],
                                      formatter_class=HelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with img, gt, train.txt and val.txt")

@@ -217,12 +217,12 @@ def test_ft_model_starts_from_the_trained_weights(path, data, tmp_path):
     assert not torch.equal(before["backbone.bn1.running_mean"], after["backbone.bn1.running_mean"])
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "float64"])
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float64"])
 def test_other_types_train(data, tmp_path, kind):
     run("train_sparse_mask.py", "--mask_path", "fcn", *TINY, *folders(data), "--max_epoch", 1, "--type", kind,
         "--exp_path", tmp_path)
     state = read_checkpoint(only_run(tmp_path) / "checkpoint_3.pth.tar").state
-    assert state["fc_conv.weight"].dtype == {"bfloat16": torch.float32, "float64": torch.float64}[kind]
+    assert state["fc_conv.weight"].dtype == (torch.float64 if kind == "float64" else torch.float32)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(data, tmp_path):

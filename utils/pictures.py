@@ -3,7 +3,7 @@ import numpy as np
 
 from VOC12.labels import colour_map
 
-CELL = 12  # pixels of one connection in the strengths' picture
+CELL = 24  # pixels of one connection in the strengths' picture
 
 
 def colour_label(label):
