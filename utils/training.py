@@ -67,9 +67,8 @@ class Run:
             model["strengths"] = network.strengths_name
         else:
             model["connectivity"] = torch.from_numpy(network.connectivity)
-        return {"format": 1, "kind": "search" if self.args.search else "train", "iter": self.iteration,
-                "iterations": self.iterations, "model": model, "state_dict": network.state_dict(),
-                "optimizer": self.optimizer.state_dict(), "scaler": self.precision.scaler.state_dict(),
+        return {"iter": self.iteration, "iterations": self.iterations, "model": model,
+                "state_dict": network.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.precision.scaler.state_dict(),
                 "random_state": random_state(self.precision.device), "best_m_iou": self.best,
                 "train_confusion": self.confusion, "class_names": self.class_names, "settings": settings_of(self.args)}
 
@@ -119,8 +118,6 @@ class Run:
 
     def evaluate(self, epoch):
         """mIoU on the eval list, curves and pictures. Returns whether it is the best so far."""
-        if self.args.search:
-            self.schedule.apply(self.iteration, self.optimizer, self.network)
         confusion = evaluate(self.network, self.eval_loader, self.precision, self.show_first)
         result = require_pixels(scores(confusion), self.args.eval_list)
         self.folder.scalar("val/m_iou", result.m_iou, self.iteration)
