@@ -70,7 +70,8 @@ class Run:
         return {"iter": self.iteration, "iterations": self.iterations, "model": model,
                 "state_dict": network.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "scaler": self.precision.scaler.state_dict(), "random_state": random_state(self.precision.device),
-                "best_m_iou": self.best, "train_confusion": self.confusion, "class_names": self.class_names, "settings": settings_of(self.args)}
+                "best_m_iou": self.best, "train_confusion": self.confusion, "class_names": self.class_names,
+                "settings": settings_of(self.args)}
 
     def restore(self, content):
         """Takes up a run where `state` was called; the network has its weights already."""
