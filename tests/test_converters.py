@@ -1,4 +1,5 @@
 """Both converters, on files made here as SBD and VOC hold them."""
+import functools
 import os
 import signal
 import subprocess
@@ -152,7 +153,9 @@ def test_interrupt_leaves_no_half_files_and_can_be_finished(sbd):
     os.mkfifo(pipe)
     writing_end = os.open(pipe, os.O_RDWR)
     process = subprocess.Popen([sys.executable, SCRIPTS / "convert_mat_to_png.py", "--sbd_path", sbd, "--workers", "2"],
-                               stderr=subprocess.PIPE, start_new_session=True, text=True)
+                               stderr=subprocess.PIPE, start_new_session=True, text=True,
+                               # a job that a shell started with "&" ignores Ctrl-C, and so would this one
+                               preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
     while process.poll() is None and len(list(folder.glob("cls_png/*.png"))) < 5:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
