@@ -23,9 +23,11 @@ from VOC12.labels import CLASS_NAMES
 from VOC12.lists import read_list
 
 ROOT = Path(__file__).resolve().parents[1]
-# The encoder starts from random weights here, so it learns as fast as the decoder (0.05), and batches are small.
-COMMON = ["--pretrained_model", "none", "--lr", "0.05", "--last_layer_lr_mult", "1", "--batch_size", "8",
-          "--crop_size", "128", "--n_worker", "2", "--log_interval", "10"]
+COMMON = ["--pretrained_model", "none", "--batch_size", "8", "--crop_size", "128", "--n_worker", "2",
+          "--log_interval", "10"]
+# The encoder starts from random weights here, so its learning rate is nearer to the decoder's, which is the usual 0.05.
+SEARCH_RATES = ["--lr", "0.02", "--last_layer_lr_mult", "2.5"]
+TRAIN_RATES = ["--lr", "0.05", "--last_layer_lr_mult", "1"]
 
 
 def build_parser():
@@ -87,14 +89,14 @@ def main(args):
     folders = ["--im_path", data / "img", "--gt_path", data / "gt", "--eval_list", data / "val.txt"]
     lists = [*folders, "--training_list", data / "train_aug.txt"]
 
-    run("train_sparse_mask.py", "--search", *lists, *COMMON, *device, "--max_epoch", args.search_epochs,
+    run("train_sparse_mask.py", "--search", *lists, *COMMON, *SEARCH_RATES, *device, "--max_epoch", args.search_epochs,
         "--eval_interval", 5, "--exp_path", out / "search")
     search, checkpoint = newest_run(out / "search")
     run("prune.py", "--checkpoint", checkpoint)
     mask = search / f"mask_thres_{connectivity.DEFAULT_THRESHOLD:g}.npy"
 
-    run("train_sparse_mask.py", "--mask_path", mask, *lists, *COMMON, *device, "--max_epoch", args.train_epochs,
-        "--eval_interval", 10, "--exp_path", out / "train")
+    run("train_sparse_mask.py", "--mask_path", mask, *lists, *COMMON, *TRAIN_RATES, *device, "--max_epoch",
+        args.train_epochs, "--eval_interval", 10, "--exp_path", out / "train")
     training, checkpoint = newest_run(out / "train")
     printed = run("eval_sparse_mask.py", "--pretrained_model", checkpoint, *folders, *device)
 
