@@ -6,13 +6,12 @@
 and 3,000 iterations are whole epochs. A run that is there already is not done again.
 """
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 
 from models import connectivity
 from prune import gap
 from utils.checkpoint import read_checkpoint
+from utils.demo import run
 from utils.errors import InputError, run_command
 from utils.options import HelpFormatter
 from VOC12.lists import read_list
@@ -45,12 +44,11 @@ def search(args, iterations):
         raise InputError(f"{args.data / 'train.txt'} holds {len(names)} names; this needs {IMAGES}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "train.txt").write_text("".join(f"{name}\n" for name in names[:IMAGES]))
-    command = ["train_sparse_mask.py", "--search", "--im_path", args.data / "img", "--gt_path", args.data / "gt",
-               "--training_list", folder / "train.txt", "--eval_list", args.data / "val.txt",
-               "--n_class", args.n_class, "--pretrained_model", "none", "--lr", 0.02, "--last_layer_lr_mult", 2.5,
-               "--batch_size", BATCH, "--crop_size", args.crop_size, "--gpu", args.gpu,
-               "--max_epoch", iterations * BATCH // IMAGES, "--eval_interval", 10_000, "--exp_path", folder]
-    subprocess.run([sys.executable, *map(str, command)], check=True)
+    run("train_sparse_mask.py", "--search", "--im_path", args.data / "img", "--gt_path", args.data / "gt",
+        "--training_list", folder / "train.txt", "--eval_list", args.data / "val.txt", "--n_class", args.n_class,
+        "--pretrained_model", "none", "--lr", 0.02, "--last_layer_lr_mult", 2.5, "--batch_size", BATCH,
+        "--crop_size", args.crop_size, "--gpu", args.gpu, "--max_epoch", iterations * BATCH // IMAGES,
+        "--eval_interval", 10_000, "--exp_path", folder)
     return sorted(folder.glob(f"*/checkpoint_{iterations}.pth.tar"))[-1]
 
 
@@ -67,6 +65,7 @@ def row(iterations, checkpoint):
 
 
 def main(args):
+    args.data, args.out = args.data.resolve(), args.out.resolve()  # the commands run in the repository's folder
     rows = [row(iterations, search(args, iterations)) for iterations in LENGTHS]
     print("| iterations | " + " | ".join(f"connections, stages at {t:g}" for t in THRESHOLDS) +
           " | largest p dropped | smallest p kept |")

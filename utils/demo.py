@@ -59,7 +59,7 @@ def run(*command):
     if code == 130:
         raise KeyboardInterrupt
     if code:
-        raise InputError(f"this command of the demo failed with exit code {code}: python {shlex.join(command)}")
+        raise InputError(f"this command failed with exit code {code}: python {shlex.join(command)}")
     return "".join(lines)
 
 
