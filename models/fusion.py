@@ -4,14 +4,18 @@ Spec section 3, with every index deepest first. Stage l has the resolution of E[
 
     D[l] = BN( sum over its inputs t of resize( connection[l, t]( ReLU6(t) ) ) )
 
-Two identities make it fast and change no figure. Resizing is linear, so what shares a source resolution is summed
-first and resized once. And all connections that read the same input are one convolution with more output channels.
+Three identities make it fast and change no figure. Resizing is linear, so what shares a resolution is summed first and
+resized once. A 1x1 convolution is a matrix product over the pixels, so the products of one resolution are summed where
+they are made: no connection has a map of its own. And where a finer grid holds all points of a coarser one (9 and 17
+pixels, of a crop of 257), growing in two steps is growing in one.
 """
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.layers import BatchNorm2d
+from models.layers import BatchNorm2d, pixels
 
 ENCODER, DECODER = 0, 1  # the two sides of a stage's inputs, as in the last axis of a connectivity
 SIDE_NAMES = ("down_convs", "up_convs")  # their names in the released state dicts
@@ -77,41 +81,60 @@ class Decoder(nn.ModuleDict):
     def forward(self, taps, project):
         """taps: L features, deepest first. Returns D[L-1], (N, depth, H, W) of the finest tap, before its ReLU6.
 
-        project(x, readers, source, side) -> one (N, depth, h, w) a reader: the connections' outputs for the input
-        x = ReLU6(source), before resizing.
+        project(x, readers, source, side) -> one list of Terms a reader: what the connections make of x = ReLU6(source).
         """
-        sums = [{} for _ in range(self.num_stages)]  # of each stage: {resolution: sum of what arrives at it}
+        inputs = [[] for _ in range(self.num_stages)]  # of each stage: the terms of its sum
         output = taps[0].mean((2, 3), keepdim=True)  # G, (N, C, 1, 1): decoder-side source 0, before any activation
         for l in range(self.num_stages):
-            # E[l] and D[l-1] (G for l = 0) are both read by stage l first, and by finer ones: convolve for all now
+            # E[l] and D[l-1] (G for l = 0) are both read by stage l first, and by finer ones
             for side, feature in ((ENCODER, taps[l]), (DECODER, output)):
                 readers = self.readers(l, side) if feature is not None else ()
                 if readers:
-                    for (reader, _), y in zip(readers, project(F.relu6(feature), readers, l, side)):
-                        accumulate(sums[reader], y)
+                    x = F.relu6(feature, inplace=side == DECODER)  # only the decoder reads G and D[l]
+                    for (reader, _), terms in zip(readers, project(x, readers, l, side)):
+                        inputs[reader] += terms
             stage = self.stage(l)
-            output = None if stage is None else stage.bn(fuse(sums[l], taps[l].shape[2:]))
-            sums[l] = None  # let go of the maps
+            output = None if stage is None else stage.bn(fuse(inputs[l], taps[l].shape[2:]))
+            inputs[l] = None  # let go of the maps
         return output
 
 
-def accumulate(sums, y):
-    """Adds y (N, C, h, w) to the sum of its resolution."""
-    size = tuple(y.shape[2:])
-    sums[size] = sums[size] + y if size in sums else y
+class Term(NamedTuple):
+    """One term of a stage's sum: the map x (N, C, h, w), or with a weight (depth, C) its 1x1 convolution."""
+    x: torch.Tensor
+    weight: torch.Tensor | None = None
 
 
-def fuse(sums, size):
-    """Resizes each resolution's sum to `size` and adds them, coarsest first: (N, C, *size)."""
-    maps = [sums[key] for key in sorted(sums)]
-    total = resize(maps[0], size)
-    for x in maps[1:]:
-        total = total + resize(x, size)
-    return total
+def fuse(terms, size):
+    """Sum of the terms, each resized to `size`: (N, depth, *size)."""
+    by_size = {}
+    for term in terms:
+        by_size.setdefault(tuple(term.x.shape[2:]), []).append(term)
+    coarser = []  # sums that wait for a grid that holds theirs
+    for here in sorted(by_size):
+        total = add_up(by_size[here] + [Term(resize(x, here)) for x in coarser if holds(here, x.shape[2:])])
+        coarser = [x for x in coarser if not holds(here, x.shape[2:])] + [total]
+    return add_up([Term(resize(x, size)) for x in coarser])
 
 
-def convolve_together(x, convolutions):
-    """1x1 convolutions (no bias) of the same input as one: (N, C, h, w) -> (N, sum of their outputs, h, w)."""
-    if len(convolutions) == 1:
-        return F.conv2d(x, convolutions[0].weight)
-    return F.conv2d(x, torch.cat([convolution.weight for convolution in convolutions]))
+def add_up(terms):
+    """Sum of terms of one resolution: (N, depth, h, w), channels last."""
+    if len(terms) == 1 and terms[0].weight is None:
+        return terms[0].x
+    h, w = terms[0].x.shape[2:]
+    maps = [pixels(x) for x, weight in terms if weight is None]
+    products = [(pixels(x), weight.t()) for x, weight in terms if weight is not None]
+    if products:
+        total = products[0][0] @ products[0][1]
+        for rows, weight in products[1:]:
+            total.addmm_(rows.to(total.dtype), weight.to(total.dtype))
+        for rows in maps:
+            total.add_(rows)
+    else:
+        total = sum(maps[1:], maps[0])
+    return total.reshape(-1, h, w, total.shape[1]).permute(0, 3, 1, 2)
+
+
+def holds(fine, coarse):
+    """Whether the grid of size `fine` has a point at each point of the grid `coarse` (both with aligned corners)."""
+    return all(c == 1 or (f - 1) % (c - 1) == 0 for f, c in zip(fine, coarse))

@@ -4,7 +4,7 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import nn
 
-from models.layers import BatchNorm2d
+from models.layers import BatchNorm2d, DepthwiseConv2d
 from utils.errors import InputError
 
 # (expansion t, output channels c, blocks n, stride of the first block s): Table 2 of the MobileNetV2 paper
@@ -23,7 +23,7 @@ class LinearBottleneck(nn.Module):
         if expand:
             self.conv1 = nn.Conv2d(in_channels, hidden, 1, bias=False)
             self.bn1 = BatchNorm2d(hidden)
-        self.conv2 = nn.Conv2d(hidden, hidden, 3, stride, padding=1, groups=hidden, bias=False)
+        self.conv2 = DepthwiseConv2d(hidden, stride)
         self.bn2 = BatchNorm2d(hidden)
         self.conv3 = nn.Conv2d(hidden, out_channels, 1, bias=False)
         self.bn3 = BatchNorm2d(out_channels)
@@ -31,8 +31,8 @@ class LinearBottleneck(nn.Module):
         self.shortcut = stride == 1 and in_channels == out_channels
 
     def forward(self, x):
-        y = F.relu6(self.bn1(self.conv1(x))) if self.expand else x
-        y = F.relu6(self.bn2(self.conv2(y)))
+        y = F.relu6(self.bn1(self.conv1(x)), inplace=True) if self.expand else x
+        y = F.relu6(self.bn2(self.conv2(y)), inplace=True)
         y = self.bn3(self.conv3(y))
         return x + y if self.shortcut else y
 

@@ -4,7 +4,7 @@ import warnings
 from torch import nn
 
 from models import connectivity as conn
-from models.fusion import Decoder, convolve_together
+from models.fusion import Decoder, Term
 from models.layers import initialize
 from models.network import SegmentationNetwork
 
@@ -34,6 +34,7 @@ class SparseMask(SegmentationNetwork):
     def forward(self, image):
         return self.head(self.decoders(self.backbone(image), self.project))
 
-    def project(self, x, readers, source, side):
-        """x (N, C, h, w) -> the connections' outputs, one (N, depth, h, w) a reader."""
-        return convolve_together(x, [connection for _, connection in readers]).split(self.depth, dim=1)
+    @staticmethod
+    def project(x, readers, source, side):
+        """x (N, C, h, w) -> for each reader the one term of its connection."""
+        return [[Term(x, connection.weight.flatten(1))] for _, connection in readers]

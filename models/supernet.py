@@ -2,13 +2,17 @@
 import functools
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from models import connectivity as conn
-from models.fusion import Decoder, convolve_together
-from models.layers import BatchNorm2d, batch_norm, freeze_bn_affine, initialize
+from models.fusion import Decoder, Term
+from models.layers import (EPS, BatchNorm2d, freeze_bn_affine, initialize, pixels, projected_moments,
+                           update_statistics)
 from models.network import SegmentationNetwork
 from models.strengths import make_strengths
+
+MANY_PIXELS = 8  # an output channel: from there on the statistics of W x are cheaper from those of x
 
 
 def make_connection(in_channels, depth):
@@ -66,20 +70,36 @@ class FullyDenseNetwork(SegmentationNetwork):
         return self.head(self.decoders(taps, functools.partial(self.project, strengths)))
 
     def project(self, strengths, x, readers, source, side):
-        """2 p BN(conv(x)) of all the connections that read x: one convolution, one BN, p folded into the BN's affine.
+        """2 p BN(conv(x)) of all the connections that read x (N, C, h, w) -> one list of Terms a reader.
 
-        x (N, C, h, w) -> one (N, depth, h, w) a reader.
+        BN and strength are folded into the convolution: with the mean and the variance of W x,
+
+            2 p BN(W x) = a W x + b,    a = 2 p gamma / sqrt(var + eps),    b = 2 p beta - a mean
+
+        so a connection has no map of its own. Where x has few pixels (the deep taps in training) one convolution and
+        one BN for all readers is cheaper.
         """
-        y = convolve_together(x, [convolution for _, (convolution, _) in readers])
+        weight = torch.cat([convolution.weight for _, (convolution, _) in readers]).flatten(1)  # (readers * depth, C)
         norms = [norm for _, (_, norm) in readers]
         p = torch.stack([strengths[l][source, side] for l, _ in readers])
-        gamma, beta, mean, var = (torch.cat([getattr(norm, name) for norm in norms])
-                                  for name in ("weight", "bias", "running_mean", "running_var"))
-        scale = (2 * p).repeat_interleave(self.depth)
-        y = batch_norm(y, mean, var, gamma * scale, beta * scale, self.training, norms[0].momentum)
-        if self.training:
-            for norm, new_mean, new_var in zip(norms, mean.split(self.depth), var.split(self.depth)):
-                norm.running_mean.copy_(new_mean)
-                norm.running_var.copy_(new_var)
-                norm.num_batches_tracked.add_(1)
-        return y.split(self.depth, dim=1)
+        gamma, beta = (torch.cat([getattr(norm, name) for norm in norms]) * (2 * p).repeat_interleave(self.depth)
+                       for name in ("weight", "bias"))
+        rows = pixels(x)
+        n = len(rows)
+        batch_statistics = self.training and n > 1  # one value a channel has no variance: see BatchNorm2d
+        if batch_statistics and not (weight.shape[1] <= len(weight) and n >= MANY_PIXELS * len(weight)):
+            mean, var = torch.zeros_like(beta), torch.ones_like(beta)
+            y = F.batch_norm(F.conv2d(x, weight[..., None, None]), mean, var, gamma, beta, True, 1.0, EPS)
+            update_statistics(norms, mean, var)
+            return [[Term(part)] for part in y.split(self.depth, dim=1)]
+        with torch.autocast(x.device.type, enabled=False):  # a variance needs more digits than bfloat16 has
+            if batch_statistics:
+                mean, var = projected_moments(rows, weight)
+                update_statistics(norms, mean, var * (n / (n - 1)))
+            else:
+                mean, var = (torch.cat([getattr(norm, name) for norm in norms])
+                             for name in ("running_mean", "running_var"))
+            gain = gamma * (var + EPS).rsqrt()
+            weight, bias = gain[:, None] * weight, beta - gain * mean
+        return [[Term(x, w), Term(b.view(1, -1, 1, 1))]  # a constant stays 1x1 until the sum grows
+                for w, b in zip(weight.split(self.depth), bias.split(self.depth))]

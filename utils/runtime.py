@@ -32,6 +32,7 @@ def select_device(gpu, log=print):
         raise InputError(f"--gpu is {gpu}, but this machine has {torch.cuda.device_count()} CUDA devices, "
                          f"counted from 0; give one of them, or -1 for the CPU")
     torch.cuda.set_device(gpu)
+    torch.set_float32_matmul_precision("high")  # TF32, as in convolutions: the 1x1 ones are matrix products here
     return torch.device("cuda", gpu)
 
 

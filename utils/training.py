@@ -33,7 +33,7 @@ def make_optimizer(network, args, iterations):
                        "weight_decay": args.decay if network.strengths.decays else 0.0})
     for group in groups:
         group["initial_lr"] = group["lr"]
-    return torch.optim.SGD(groups, lr=base, momentum=args.momentum, weight_decay=args.decay)
+    return torch.optim.SGD(groups, lr=base, momentum=args.momentum, weight_decay=args.decay, fused=True)
 
 
 def warmup_of(network, args):
