@@ -5,13 +5,14 @@ from tqdm import tqdm
 
 from utils.checkpoint import read_checkpoint
 from utils.engine import evaluate
-from utils.errors import run_command
+from utils.errors import InputError, run_command
 from utils.metrics import require_pixels, scores, table
 from utils.options import (HelpFormatter, add_data_options, add_model_options, check_crop_size, class_names_for,
                            make_eval_loader)
 from utils.runtime import Precision, add_device_options, explain_out_of_memory, select_device
 
 RELEASED_SIZE = 513  # pixels that the released code pads validation images to
+GPU_BATCH = 16  # images; a CPU gains nothing from more than one
 
 
 def build_parser():
@@ -22,6 +23,10 @@ def build_parser():
     parser.add_argument("--mask_path", help="the connectivity; the checkpoint holds it, so this only checks it")
     parser.add_argument("--crop_size", type=int, help="pad smaller images to this many pixels a side (default: as in "
                                                       f"training, {RELEASED_SIZE} for a released checkpoint)")
+    parser.add_argument("--batch_size", type=int, help="images of equal size that go through the network together "
+                                                       f"(default: {GPU_BATCH} on a GPU, 1 on a CPU)")
+    parser.add_argument("--compile", action="store_true",
+                        help="torch.compile the network first: tens of seconds that pay on long lists")
     add_data_options(parser)
     add_model_options(parser, from_checkpoint=True)
     add_device_options(parser)
@@ -37,6 +42,8 @@ def padding_of(args, checkpoint):
 
 
 def main(args):
+    if args.batch_size is not None and args.batch_size < 1:
+        raise InputError(f"--batch_size is {args.batch_size}; give at least 1")
     checkpoint = read_checkpoint(args.pretrained_model).require("train")
     checkpoint.require_backbone(args.backbone_name)
     checkpoint.require_same(num_classes=args.n_class, depth=args.depth)
@@ -47,9 +54,11 @@ def main(args):
     precision = Precision(args.type, device)
     network = precision.place(checkpoint.build())
     loader = make_eval_loader(args, network.num_classes, padding_of(args, checkpoint), device)
-    with (explain_out_of_memory("give --type bfloat16, or --gpu -1 for the CPU"),
+    batch_size = args.batch_size or (GPU_BATCH if device.type == "cuda" else 1)
+    with (explain_out_of_memory("give a smaller --batch_size, --type bfloat16, or --gpu -1 for the CPU"),
           tqdm(total=len(loader), unit="image", desc="evaluate", dynamic_ncols=True) as bar):
-        confusion = evaluate(network, loader, precision, on_image=lambda *_: bar.update())
+        confusion = evaluate(network, loader, precision, lambda _, image, *__: bar.update(len(image)), batch_size,
+                             args.compile)
     print(table(require_pixels(scores(confusion), args.eval_list), names))
 
 

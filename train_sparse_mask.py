@@ -25,7 +25,8 @@ from VOC12.dataset import EpochBatches, SegmentationDataset, make_loader
 from VOC12.transforms import TrainTransform
 
 FREE_ON_RESUME = {"resume", "gpu", "n_worker", "im_path", "gt_path", "training_list", "eval_list", "class_names",
-                  "log_interval", "eval_interval", "keep_all"}  # options that may differ without changing the run
+                  "log_interval", "eval_interval", "compile",
+                  "keep_all"}  # options that may differ without changing the run
 NEEDED_TO_RESUME = {"iter": int, "iterations": int, "optimizer": dict, "scaler": dict, "random_state": dict,
                     "best_m_iou": float, "train_confusion": torch.Tensor, "settings": dict}
 
@@ -69,6 +70,8 @@ def build_parser():
         help="train: start from a whole trained network, not only its encoder: FILE, or that of --pretrained_model")
     add("--resume", metavar="RUN", help="continue a run: its folder, or a checkpoint in it")
     add("--seed", type=int, default=0, help="of the initial weights, the augmentation and the order of the images")
+    add("--compile", action="store_true", help="torch.compile the network: minutes at the start, meant for long runs on "
+                                               "a GPU; on a CPU it gains nothing")
     add("--log_interval", type=int, default=100, help="iterations between two points of the curves")
     add("--eval_interval", type=int, default=1, help="epochs between two evaluations; the last is always evaluated")
     add("--keep_all", action="store_true", help="keep every epoch's checkpoint, not only the last and the best")
@@ -187,6 +190,8 @@ def main(args):
     momentum = args.bn_momentum or (RELEASED_BN_MOMENTUM if args.ft_model is not None else min(10 / iterations, 0.1))
     set_bn_momentum(network, momentum)
     precision.place(network)
+    if args.compile:
+        network.compile()  # in place: names and checkpoints stay what they are
 
     folder = RunFolder(Path(resumed.path).parent, resumed.content["iter"]) if resumed else \
         RunFolder(new_folder(args.exp_path))

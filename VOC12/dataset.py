@@ -16,6 +16,7 @@ from utils.files import require_folder
 from VOC12.index_png import BROKEN_IMAGE, unstretched
 from VOC12.labels import VOID
 from VOC12.lists import read_list
+from VOC12.transforms import Sample
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".JPG", ".JPEG", ".PNG")
 
@@ -23,10 +24,9 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".J
 class SegmentationDataset(Dataset):
     """The images `im_path/NAME.jpg` (or another suffix) and labels `gt_path/NAME.png` of the names in a list.
 
-    Item (epoch, index), or index alone for epoch 0: image float32 (3, H, W), normalized, and label int64 (H, W), 255 =
-    void. The augmentation is drawn from a generator seeded by (seed, epoch, index), so it does not depend on which
-    worker loads the item. Raises InputError, here for a name without its files, on loading for a file that is broken or
-    a label that does not fit.
+    Item (epoch, index), or index alone for epoch 0: a Sample, see VOC12/transforms.py. The augmentation is drawn from a
+    generator seeded by (seed, epoch, index), so it does not depend on which worker loads the item. Raises InputError,
+    here for a name without its files, on loading for a file that is broken or a label that does not fit.
     """
 
     def __init__(self, im_path, gt_path, list_path, num_classes, transform, seed=0):
@@ -151,12 +151,11 @@ class Guarded(Dataset):
 
 
 def collate(samples):
-    """List of (image, label) -> (images (N, 3, H, W), labels (N, H, W)), or the first LoadError among them."""
+    """List of Samples -> one Sample with a first axis N, or the first LoadError among them."""
     for sample in samples:
         if isinstance(sample, LoadError):
             return sample
-    images, labels = zip(*samples)
-    return torch.stack(images), torch.stack(labels)
+    return Sample(*map(torch.stack, zip(*samples)))
 
 
 @functools.lru_cache(maxsize=1)
@@ -185,10 +184,20 @@ def make_loader(dataset, num_workers, batches=None, pin_memory=False):
 
 
 def batches(loader):
-    """Iterates over a loader's (images, labels); an InputError of a loader process is raised here."""
+    """Iterates over a loader's batches (Samples); an InputError of a loader process is raised here."""
     for batch in loader:
         if isinstance(batch, LoadError):
             raise InputError(batch.message)
         yield batch
 
 
+def join_equal(samples, batch_size):
+    """Batches (Samples) -> larger ones, of images of equal size: batch_size of them or more, then the rest."""
+    waiting = {}
+    for sample in samples:
+        same = waiting.setdefault(sample.label.shape[1:], [])
+        same.append(sample)
+        if sum(len(part.label) for part in same) >= batch_size:
+            yield Sample(*map(torch.cat, zip(*waiting.pop(sample.label.shape[1:]))))
+    for same in waiting.values():
+        yield Sample(*map(torch.cat, zip(*same)))

@@ -1,9 +1,9 @@
 """Scale, pad, crop and mirror an image and its label together: spec section 7, two named presets.
 
-The random crop is decided first; then only what the crop shows is resampled, once. That gives the same pixels as
-resizing the whole image, padding and cropping it.
+A transform gives a Sample of bytes; `to_network` makes the network's input of a batch of them, on the device. So a
+quarter of the data crosses from the loader to the device, and the arithmetic of the normalization is the device's.
 """
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,95 +15,68 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB /
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
 
-@dataclass(frozen=True)
-class Axis:
-    """What a crop shows of one axis. All in pixels; `source` has one entry a pixel of the crop.
+class Sample(NamedTuple):
+    """An image and its label, or a batch of them (with a first axis N). All uint8, save `inside`.
 
-    source: position in the original image's pixel index space; inside: whether that is in the image or in the padding.
+    image (H, W, 3), RGB; label (H, W), 255 = void; inside int64 (4): top, left, bottom, right of what is not padding.
     """
-    source: np.ndarray
-    inside: np.ndarray
-
-
-def crop_axis(length, scaled, crop, offset, mirrored=False):
-    """The axis of a crop of `crop` pixels that starts at `offset` of an image resized from `length` to `scaled`.
-
-    A negative offset starts in the padding.
-    """
-    position = np.arange(offset, offset + crop)
-    if mirrored:
-        position = position[::-1]
-    inside = (position >= 0) & (position < scaled)
-    return Axis(source=(position + 0.5) * length / scaled - 0.5, inside=inside)
+    image: torch.Tensor
+    label: torch.Tensor
+    inside: torch.Tensor
 
 
 def draw_offset(scaled, crop, rng):
-    """Where the crop starts: anywhere in a larger image; a smaller one is padded equally on both sides."""
+    """Where the crop starts: anywhere in a larger image; a smaller one is padded equally on both sides (negative)."""
     return int(rng.integers(0, scaled - crop + 1)) if scaled > crop else -((crop - scaled) // 2)
 
 
-def sample_image(image, rows, columns):
-    """uint8 (H, W, 3) -> normalized float32 (3, crop height, crop width), bilinear, no anti-aliasing; padding is 0.
+def resize_image(image, size):
+    """uint8 (h, w, 3) -> (*size, 3): bilinear, no anti-aliasing, pixel centres aligned as scikit-image does.
 
-    0 is the ImageNet mean. Pixel centres are aligned as scikit-image and F.interpolate(align_corners=False) do.
+    PyTorch's kernel for bytes rounds after each of the two axes: a pixel is at most one level off.
     """
-    top, bottom = source_range(rows, image.shape[0])
-    left, right = source_range(columns, image.shape[1])
-    part = torch.from_numpy(np.ascontiguousarray(image[top:bottom, left:right])).permute(2, 0, 1)[None].float()
-    y = grid_position(rows.source - top, bottom - top)
-    x = grid_position(columns.source - left, right - left)
-    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]  # (1, height, width, 2), x before y
-    sampled = F.grid_sample(part, grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
-    return normalize(sampled) * torch.from_numpy(np.outer(rows.inside, columns.inside))
+    if image.shape[:2] == tuple(size):
+        return image
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None]  # channels last, in which that kernel is fastest
+    return F.interpolate(planes, size=size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0).numpy()
 
 
-def source_range(axis, length):
-    """First and last + 1 original pixel that the crop's bilinear samples read."""
-    shown = axis.source[axis.inside]
-    return max(int(np.floor(shown.min())), 0), min(int(np.floor(shown.max())) + 2, length)
+def nearest(start, stop, length, scaled):
+    """Positions in an axis of `length` pixels that the pixels start..stop of it, resized to `scaled`, show."""
+    return np.floor((np.arange(start, stop) + 0.5) * length / scaled).astype(np.int64).clip(0, length - 1)
 
 
-def grid_position(source, length):
-    """Pixel index -> grid_sample's coordinate in [-1, 1] (align_corners=False)."""
-    return torch.from_numpy((2 * source + 1) / length - 1).float()
-
-
-def sample_label(label, rows, columns):
-    """uint8 (H, W) -> int64 (crop height, crop width), nearest; padding is void."""
-    y = np.clip(np.floor(rows.source + 0.5).astype(int), 0, label.shape[0] - 1)
-    x = np.clip(np.floor(columns.source + 0.5).astype(int), 0, label.shape[1] - 1)
-    sampled = label[y[:, None], x].astype(np.int64)
-    sampled[~np.outer(rows.inside, columns.inside)] = VOID
-    return torch.from_numpy(sampled)
-
-
-def normalize(image):
-    """float (3, H, W) in 0..255 -> ImageNet-normalized."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
-    return (image / 255 - mean) / std
-
-
-def denormalize(image):
-    """Normalized (3, H, W) -> uint8 (3, H, W)."""
-    mean, std = (torch.tensor(v, device=image.device).view(3, 1, 1) for v in (MEAN, STD))
-    return ((image.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+def place(image, label, size, top, left):
+    """Sample of `size` with the image and label at (top, left); around them padding: void in the label."""
+    height, width = label.shape
+    canvas, truth = np.zeros((*size, 3), np.uint8), np.full(size, VOID, np.uint8)
+    canvas[top:top + height, left:left + width] = image
+    truth[top:top + height, left:left + width] = label
+    return Sample(torch.from_numpy(canvas), torch.from_numpy(truth),
+                  torch.tensor([top, left, top + height, left + width]))
 
 
 class TrainTransform:
-    """Random scale, crop of crop_size x crop_size pixels, mirror half the time: (image, label, rng) -> tensors."""
+    """Random scale, crop of crop_size x crop_size pixels, mirror half the time: (image, label, rng) -> Sample."""
 
     def __init__(self, crop_size):
         self.crop_size = crop_size
 
     def __call__(self, image, label, rng):
-        scale = rng.choice(SCALES)
-        height, width = label.shape
-        scaled = [max(1, round(scale * length)) for length in (height, width)]
-        top, left = (draw_offset(length, self.crop_size, rng) for length in scaled)
+        """image uint8 (H, W, 3), label uint8 (H, W), rng numpy's Generator."""
+        scale, crop = rng.choice(SCALES), self.crop_size
+        scaled = [max(1, round(scale * length)) for length in label.shape]
+        offsets = [draw_offset(length, crop, rng) for length in scaled]
         mirrored = rng.random() < 0.5
-        rows = crop_axis(height, scaled[0], self.crop_size, top)
-        columns = crop_axis(width, scaled[1], self.crop_size, left, mirrored)
-        return sample_image(image, rows, columns), sample_label(label, rows, columns)
+        shown = [(max(offset, 0), min(offset + crop, length)) for offset, length in zip(offsets, scaled)]
+        rows, columns = (slice(*limits) for limits in shown)
+        image = resize_image(image, scaled)[rows, columns]
+        y, x = (nearest(*limits, old, new) for limits, old, new in zip(shown, label.shape, scaled))
+        label = label[y].take(x, axis=1)
+        top, left = (max(-offset, 0) for offset in offsets)
+        if mirrored:
+            image, label, left = image[:, ::-1], label[:, ::-1], crop - left - label.shape[1]
+        return place(image, label, (crop, crop), top, left)
 
 
 class EvalTransform:
@@ -113,11 +86,38 @@ class EvalTransform:
         self.min_size = min_size
 
     def __call__(self, image, label, rng=None):
-        height, width = label.shape
-        size = [max(length, self.min_size) for length in (height, width)]
-        top, left = (size[0] - height) // 2, (size[1] - width) // 2
-        padded = torch.zeros(3, *size)
-        padded[:, top:top + height, left:left + width] = normalize(torch.from_numpy(image).permute(2, 0, 1).float())
-        truth = torch.full(size, VOID, dtype=torch.int64)
-        truth[top:top + height, left:left + width] = torch.from_numpy(label.astype(np.int64))
-        return padded, truth
+        """image uint8 (H, W, 3), label uint8 (H, W) -> Sample."""
+        size = tuple(max(length, self.min_size) for length in label.shape)
+        return place(image, label, size, *((new - old) // 2 for new, old in zip(size, label.shape)))
+
+
+def to_network(sample, device, dtype=torch.float32):
+    """A batch of Samples -> image (N, 3, H, W), ImageNet-normalized, channels last, and label int64 (N, H, W).
+
+    Both are on the device. The padding is 0, which is the ImageNet mean.
+    """
+    padded = padding(sample)
+    image = sample.image.to(device, non_blocking=True).permute(0, 3, 1, 2).to(dtype)
+    label = sample.label.to(device, non_blocking=True).long()
+    mean, std = (torch.tensor(v, device=device, dtype=dtype).view(1, 3, 1, 1) * 255 for v in (MEAN, STD))
+    image.sub_(mean).div_(std)
+    if padded is not None:
+        image.masked_fill_(padded.to(device, non_blocking=True), 0)
+    return image, label
+
+
+def padding(sample):
+    """bool (N, 1, H, W), true where a batch of Samples has padding; None if it has none."""
+    height, width = sample.label.shape[1:]
+    if (sample.inside == torch.tensor([0, 0, height, width])).all():
+        return None
+    y, x = torch.arange(height), torch.arange(width)
+    top, left, bottom, right = sample.inside[:, :, None].unbind(1)  # each (N, 1)
+    outside = ((y < top) | (y >= bottom))[:, :, None] | ((x < left) | (x >= right))[:, None]
+    return outside[:, None]
+
+
+def denormalize(image):
+    """Normalized (3, H, W) -> uint8 (3, H, W)."""
+    mean, std = (torch.tensor(v, device=image.device).view(3, 1, 1) for v in (MEAN, STD))
+    return ((image.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -110,11 +110,12 @@ def fuse(terms, size):
     by_size = {}
     for term in terms:
         by_size.setdefault(tuple(term.x.shape[2:]), []).append(term)
-    coarser = []  # sums that wait for a grid that holds theirs
-    for here in sorted(by_size):
-        total = add_up(by_size[here] + [Term(resize(x, here)) for x in coarser if holds(here, x.shape[2:])])
-        coarser = [x for x in coarser if not holds(here, x.shape[2:])] + [total]
-    return add_up([Term(resize(x, size)) for x in coarser])
+    coarser = []  # sums that wait for a grid that holds theirs, at the latest the last one
+    for here in sorted(set(by_size) - {tuple(size)}) + [tuple(size)]:
+        ready = [x for x in coarser if here == tuple(size) or holds(here, x.shape[2:])]
+        coarser = [x for x in coarser if not any(x is y for y in ready)]
+        coarser.append(add_up(by_size.get(here, []) + [Term(resize(x, here)) for x in ready]))
+    return coarser[0]
 
 
 def add_up(terms):

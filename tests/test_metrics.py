@@ -4,13 +4,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import random_batch
 
 from models import SparseMask, connectivity
 from utils.engine import evaluate
 from utils.metrics import confusion_matrix, scores, table
 from utils.runtime import Precision
 from VOC12.dataset import LoadError
+from VOC12.transforms import EvalTransform, Sample
 
 
 def test_confusion_matrix_counts_pixels_and_leaves_void_out():
@@ -36,17 +36,24 @@ def test_nothing_counted_is_nan_not_an_error():
     assert math.isnan(result.m_iou) and result.absent == [0, 1]
 
 
-def test_evaluate_counts_each_pixel_once_and_restores_the_mode():
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_evaluate_counts_each_pixel_once_and_restores_the_mode(batch_size):
     network = SparseMask(connectivity.fcn(), depth=4, num_classes=5).train()
-    loader = [random_batch((40, 50), n=1, seed=i) for i in range(3)]
+    rng = np.random.default_rng(0)
+    loader = []
+    for _ in range(3):
+        label = rng.integers(0, 5, (40, 50), dtype=np.uint8)
+        label[:3, :3] = 255
+        sample = EvalTransform(44)(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8), label)
+        loader.append(Sample(*(part[None] for part in sample)))
     seen = []
-    confusion = evaluate(network, loader, Precision("float32", torch.device("cpu")),
-                         on_image=lambda index, image, prediction, label: seen.append((index, prediction.shape)))
+    confusion = evaluate(network, loader, Precision("float32", torch.device("cpu")), batch_size=batch_size,
+                         on_image=lambda index, image, prediction, label: seen.append((index, tuple(prediction.shape))))
     assert confusion.sum() == 3 * (40 * 50 - 9) and network.training
-    assert seen == [(i, (1, 40, 50)) for i in range(3)]
+    assert seen == ([(i, (1, 44, 50)) for i in range(3)] if batch_size == 1 else [(0, (2, 44, 50)), (1, (1, 44, 50))])
     by_hand = np.zeros(5)
-    for _, label in loader:
-        by_hand += np.bincount(label[label != 255], minlength=5)
+    for sample in loader:
+        by_hand += np.bincount(sample.label[sample.label != 255], minlength=5)
     assert confusion.sum(1).tolist() == by_hand.tolist()
 
 

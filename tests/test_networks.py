@@ -7,8 +7,11 @@ import pytest
 import torch
 from conftest import random_batch
 
-from benchmarks.plain import plain_forward
+from benchmarks.plain import plain_forward, plain_resize
 from models import FullyDenseNetwork, SparseMask, connectivity
+from models.fusion import Term, fuse, holds
+from models.inference import for_inference
+from models.layers import projected_moments
 from models.losses import pixel_cross_entropy, resize_logits, total_sparse_loss
 from utils.errors import InputError
 
@@ -90,6 +93,62 @@ def test_any_size_and_a_batch_of_one_train(kind, size, n):
     assert all(torch.isfinite(g).all() for g in gradients)
     assert all(torch.isfinite(b).all() for b in network.buffers())
     assert network.eval()(image).shape == logits.shape
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "published"])
+def test_inference_equals_the_network_and_leaves_it_alone(kind):
+    network = randomize(build(kind)).train()
+    image, _ = random_batch((49, 64))
+    fast = for_inference(network)
+    before = copy.deepcopy(network.state_dict())
+    logits = fast(image)
+    assert not logits.requires_grad and network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    with torch.no_grad():
+        torch.testing.assert_close(logits, network.eval()(image), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("size, chain", [((65, 129), True), ((64, 96), False)])
+def test_maps_grow_in_steps_only_where_that_is_exact(size, chain):
+    """Grids of 2^k + 1 points hold each other; those of even sizes do not, and go to the last size at once."""
+    sizes = [(1, 1)] + [((size[0] - 1) // d + 1, (size[1] - 1) // d + 1) for d in (16, 4, 1)]
+    assert holds(sizes[2], sizes[1]) == chain
+    maps = [torch.randn(2, 3, *s, dtype=torch.float64).to(memory_format=torch.channels_last) for s in sizes]
+    expected = sum(plain_resize(x, size) for x in maps)
+    torch.testing.assert_close(fuse([Term(x) for x in maps], size), expected)
+    torch.testing.assert_close(fuse([Term(x) for x in maps[:2]], size), sum(plain_resize(x, size) for x in maps[:2]))
+
+
+def test_moments_equal_those_of_the_projected_rows():
+    rows = (torch.randn(200, 6, dtype=torch.float64) + 3).requires_grad_()
+    weight = torch.randn(9, 6, dtype=torch.float64, requires_grad=True)
+    ours = projected_moments(rows, weight)
+    y = rows @ weight.t()
+    plain = y.mean(0), y.var(0, unbiased=False)
+    slopes = torch.randn(2, 9, dtype=torch.float64)
+    for a, b in zip(ours, plain):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(*(torch.autograd.grad((torch.stack(m) * slopes).sum(), (rows, weight)) for m in (ours, plain))):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "published"])
+def test_bfloat16_loses_no_more_than_the_plain_reading_does(kind):
+    """The statistics that are folded into the convolutions would, if they were computed in bfloat16."""
+    network = randomize(build(kind)).train()
+    image, label = random_batch((65, 65))
+    results = []
+    for forward, low in ((network, False), (network, True), (functools.partial(plain_forward, network), True)):
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            loss = pixel_cross_entropy(resize_logits(forward(image), label), label)
+        loss.backward()
+        results.append((loss.item(), network.fc_conv.weight.grad.flatten().clone()))
+    exact, ours, plain = results
+    assert exact[0] != ours[0]  # it did compute in another type
+    assert ours[0] == pytest.approx(exact[0], rel=0.1) and ours[0] == pytest.approx(plain[0], rel=5e-3)
+    similarity = torch.nn.functional.cosine_similarity
+    assert similarity(exact[1], ours[1], dim=0) > similarity(exact[1], plain[1], dim=0) - 5e-3
 
 
 def test_search_trains_no_bn_scale_and_training_trains_all():

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
+from models.inference import for_inference
 from models.losses import pixel_cross_entropy, resize_logits, total_sparse_loss
 from utils.metrics import confusion_matrix
-from VOC12.dataset import batches
+from VOC12.dataset import batches, join_equal
 
 
 class NotFinite(Exception):
@@ -82,12 +83,11 @@ def train_one_epoch(network, loader, start, schedule, compute_losses, optimizer,
     """
     network.train()
     iteration = start
-    for image, label in batches(loader):
+    for sample in batches(loader):
         schedule.apply(iteration, optimizer, network)
-        label = label.to(precision.device, non_blocking=True)
+        image, label = precision.batch(sample)
         try:
-            losses, prediction = train_step(network, precision.image(image), label, compute_losses, optimizer,
-                                            precision)
+            losses, prediction = train_step(network, image, label, compute_losses, optimizer, precision)
         except NotFinite as error:
             raise NotFinite(f"{error} at iteration {iteration + 1}") from None
         iteration += 1
@@ -97,22 +97,20 @@ def train_one_epoch(network, loader, start, schedule, compute_losses, optimizer,
 
 
 @torch.no_grad()
-def evaluate(network, loader, precision, on_image=None):
-    """Confusion matrix (classes, classes) over a loader, in evaluation mode; the network's mode is restored.
+def evaluate(network, loader, precision, on_image=None, batch_size=1, compiled=False):
+    """Confusion matrix (classes, classes) over a loader, in evaluation mode; the network stays as it is.
 
-    on_image(index, image, prediction, label), if given, is called with each batch (tensors on the device).
-    Void pixels, the padding among them, count nowhere.
+    on_image(index, image, prediction, label), if given, is called with each batch (tensors on the device) and the
+    number of batches before it. Images of equal size go through the network batch_size at a time. Void pixels, the
+    padding among them, count nowhere. compiled: see for_inference.
     """
-    was_training = network.training
-    network.eval()
+    forward = for_inference(network, compiled)
     confusion = torch.zeros(network.num_classes, network.num_classes, dtype=torch.int64, device=precision.device)
-    for index, (image, label) in enumerate(batches(loader)):
-        label = label.to(precision.device, non_blocking=True)
-        image = precision.image(image)
+    for index, sample in enumerate(join_equal(batches(loader), batch_size)):
+        image, label = precision.batch(sample)
         with precision.autocast():
-            prediction = resize_logits(network(image), label).argmax(1)
+            prediction = resize_logits(forward(image), label).argmax(1)
         confusion += confusion_matrix(prediction, label, network.num_classes)
         if on_image is not None:
             on_image(index, image, prediction, label)
-    network.train(was_training)
     return confusion

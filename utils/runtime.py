@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from utils.errors import InputError
+from VOC12.transforms import to_network
 
 TYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -55,9 +56,9 @@ class Precision:
         """The network on the device, in its type, channels last (the layout that convolutions are fastest in)."""
         return network.to(self.device, self.dtype, memory_format=torch.channels_last)
 
-    def image(self, image):
-        """A batch of images on the device, likewise."""
-        return image.to(self.device, self.dtype, non_blocking=True, memory_format=torch.channels_last)
+    def batch(self, sample):
+        """A batch of Samples -> image and label for the network, see `to_network`."""
+        return to_network(sample, self.device, self.dtype)
 
 
 def seed_everything(seed):
