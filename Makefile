@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test setup clean
+.PHONY: demo test bench setup clean
 
 demo: setup
 	$(RUN) -m utils.demo
 
 test: setup
 	$(RUN) -m pytest tests
+
+bench: setup
+	$(RUN) -m benchmarks.bench
 
 setup: $(VENV)/installed
 

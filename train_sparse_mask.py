@@ -70,8 +70,8 @@ def build_parser():
         help="train: start from a whole trained network, not only its encoder: FILE, or that of --pretrained_model")
     add("--resume", metavar="RUN", help="continue a run: its folder, or a checkpoint in it")
     add("--seed", type=int, default=0, help="of the initial weights, the augmentation and the order of the images")
-    add("--compile", action="store_true", help="torch.compile the network: minutes at the start, meant for long runs on "
-                                               "a GPU; on a CPU it gains nothing")
+    add("--compile", action="store_true", help="torch.compile the network: minutes at the start, meant for long runs "
+                                               "on a GPU; on a CPU it gains nothing")
     add("--log_interval", type=int, default=100, help="iterations between two points of the curves")
     add("--eval_interval", type=int, default=1, help="epochs between two evaluations; the last is always evaluated")
     add("--keep_all", action="store_true", help="keep every epoch's checkpoint, not only the last and the best")

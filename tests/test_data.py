@@ -52,7 +52,7 @@ def network_input(sample):
 @pytest.mark.parametrize("size", [(40, 56), (33, 90), (20, 20), (120, 31)])
 @pytest.mark.parametrize("crop", [32, 49])
 def test_training_transform_equals_the_plain_pipeline(size, crop):
-    """Same draws, same label, same padding, and an image within rounding: one of 255 levels at most, half on average."""
+    """Same draws, same label, same padding, and an image within rounding: one of 255 levels, half on average."""
     image, label = picture(*size)
     transform = TrainTransform(crop)
     level = 1 / 255 / torch.tensor(STD, dtype=torch.float64).view(3, 1, 1)

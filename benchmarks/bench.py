@@ -1,0 +1,327 @@
+"""Speed and memory against the plain reading of the method: `make bench`. Prints Markdown tables.
+
+    python -m benchmarks.bench [--device cuda] [--only steps inference loading evaluation memory rivals growth]
+
+Every time is the median of several runs; what is compared runs in one process, in turns, with the same number of
+threads and the same allocator. Evaluation is timed as a user sees it: the whole command, interpreter included.
+"""
+import argparse
+import functools
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from benchmarks.plain import plain_forward
+from benchmarks.plain_loading import plain_train_transform
+from benchmarks.rivals import rivals_table
+from models import FullyDenseNetwork, SparseMask, connectivity
+from models.inference import for_inference
+from models.losses import resize_logits
+from utils.checkpoint import save_file
+from utils.engine import search_losses, train_losses
+from utils.errors import InputError, run_command
+from utils.runtime import Precision
+from VOC12.dataset import read_image, read_label
+from VOC12.draw_demo import write_scene
+from VOC12.parallel import run_parallel
+from VOC12.transforms import TrainTransform
+
+ROOT = Path(__file__).resolve().parents[1]
+SPARSE = 0.01
+IMAGES = 100  # of the list whose evaluation is timed, drawn, 500 pixels on the longer side
+PARTS = ("steps", "inference", "loading", "evaluation", "memory", "rivals", "growth")
+
+
+def median_times(work, rounds=5, repeats=3, synchronize=lambda: None):
+    """{name: function} -> {name: median seconds}. Each round runs every function `repeats` times, after a warm-up."""
+    times = {name: [] for name in work}
+    for _ in tqdm(range(rounds), desc=", ".join(work)[:60], leave=False, dynamic_ncols=True):
+        for name, function in work.items():
+            for repeat in range(repeats + 2):
+                synchronize()
+                start = time.perf_counter()
+                function()
+                synchronize()
+                if repeat >= 2:
+                    times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def make_step(kind, device, size, batch, dtype="float32", compiled=False):
+    """A function that does one optimizer step. kind: "search", "train", their "plain ..." or "encoder"."""
+    torch.manual_seed(0)
+    precision = Precision(dtype, device)
+    search, plain = "search" in kind, "plain" in kind
+    network = FullyDenseNetwork() if search else SparseMask(connectivity.load("published"))
+    network = (network.to(device) if plain else precision.place(network)).train()
+    image, label = torch.randn(batch, 3, size, size), torch.randint(0, 21, (batch, size, size)).to(device)
+    image = image.to(device, memory_format=torch.contiguous_format if plain else torch.channels_last)
+    if compiled:
+        network.compile()
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1e-3, momentum=0.9,
+                                weight_decay=4e-5, fused=not plain)
+    if plain:
+        model = functools.partial(plain_forward, network, recompute=search)
+        model.draw_strengths = getattr(network, "draw_strengths", None)
+    losses = functools.partial(search_losses, sparse_weight=SPARSE) if search else train_losses
+
+    def step():
+        if kind == "encoder":
+            loss = sum(tap.float().mean() for tap in network.backbone(image))
+        else:
+            with precision.autocast():
+                loss = losses(model if plain else network, image, label)[0].total
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if search:
+            network.clamp_strengths()
+    return step
+
+
+def steps(device, sync):
+    """Rows of the search and training steps."""
+    size, batch = (513, 16) if device.type == "cuda" else (257, 2)
+    place = f"{size}x{size} batch {batch}"
+    for kind in ("search", "train"):
+        work = {"plain": make_step(f"plain {kind}", device, size, batch), "ours": make_step(kind, device, size, batch),
+                "bf16": make_step(kind, device, size, batch, "bfloat16"),
+                "encoder": make_step("encoder", device, size, batch)}
+        if device.type == "cuda":
+            work["compiled"] = make_step(kind, device, size, batch, "bfloat16", compiled=True)
+        t = median_times(work, synchronize=sync)
+        names = {"ours": "float32", "bf16": "bfloat16", "compiled": "bfloat16, compiled",
+                 "encoder": "floor: the encoder alone, float32"}
+        for name in work:
+            if name != "plain":
+                yield f"{kind} step, {place}, {names[name]}", t["plain"], t[name]
+
+
+def inference(device, sync):
+    """Rows of the inference at 512x512, to the predicted classes."""
+    batches = (1, 32) if device.type == "cuda" else (1,)
+    plain = SparseMask(connectivity.load("published")).to(device).eval()
+    for batch in batches:
+        image = torch.randn(batch, 3, 512, 512, device=device)
+        last = image.to(memory_format=torch.channels_last)
+        network = Precision("float32", device).place(SparseMask(connectivity.load("published")))
+        network.load_state_dict(plain.state_dict())
+        low = Precision("bfloat16", device)
+        label = torch.empty(batch, 512, 512)
+        forwards = {"plain": (functools.partial(plain_forward, plain), image, False),
+                    "float32": (for_inference(network), last, False),
+                    "float32, compiled": (for_inference(network, compiled=True), last, False),
+                    "bfloat16": (for_inference(network), last, True),
+                    "bfloat16, compiled": (for_inference(network, compiled=True), last, True),
+                    "floor: the encoder alone, float32, compiled": (for_inference(network.backbone, True), last, False)}
+
+        @torch.no_grad()
+        def call(forward, x, in_low):
+            with low.autocast() if in_low else torch.autocast(device.type, enabled=False):
+                logits = forward(x)
+            return logits if isinstance(logits, (list, tuple)) else resize_logits(logits, label).argmax(1)
+
+        t = median_times({name: functools.partial(call, *f) for name, f in forwards.items()}, synchronize=sync)
+        for name in list(t)[1:]:
+            yield f"inference, 512x512 batch {batch}, {name}", t["plain"], t[name]
+
+
+def scene_files(count):
+    """Folder with `count` drawn scenes in VOC's layout, their list, and the names."""
+    root = ROOT / "benchmarks_output" / "scenes"
+    names = [f"scene_{i:03d}" for i in range(count)]
+    voc = root / "VOCdevkit" / "VOC2012"
+    todo = {name: (root, name, 0, i, 500, False, True) for i, name in enumerate(names)
+            if not (voc / "SegmentationClass" / f"{name}.png").exists()}
+    _, failures = run_parallel(write_scene, todo, "drawing")
+    if failures:
+        raise InputError(failures[0][1])
+    listed = root / "list.txt"
+    listed.write_text("\n".join(names) + "\n")
+    return voc / "JPEGImages", voc / "SegmentationClass", listed, names
+
+
+def loading(device, sync):
+    """Rows of loading one training sample, on one core."""
+    images, labels, _, names = scene_files(IMAGES)
+    transform, keys = TrainTransform(513), iter(range(10 ** 9))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a loader process
+
+    def load(read_only, apply):
+        key = next(keys) % len(names)
+        image, label = read_image(images / f"{names[key]}.jpg"), read_label(labels / f"{names[key]}.png", 21)
+        return None if read_only else apply(image, label, np.random.default_rng(key))
+
+    t = median_times({"plain": lambda: load(False, functools.partial(plain_train_transform, crop_size=513)),
+                      "ours": lambda: load(False, transform), "decode": lambda: load(True, None)}, 5, 20)
+    torch.set_num_threads(threads)
+    yield "loading a training sample, 500 pixels, JPEG + PNG, one core", t["plain"], t["ours"]
+    yield "loading, floor: decoding alone", t["plain"], t["decode"]
+
+
+def evaluation(device, sync):
+    """Rows of a whole evaluation command."""
+    images, labels, listed, names = scene_files(IMAGES)
+    path = ROOT / "benchmarks_output" / "network.pth.tar"
+    torch.manual_seed(0)
+    network = SparseMask(connectivity.load("published"))
+    save_file(path, {"iter": 0, "state_dict": network.state_dict(), "optimizer": {}})
+    gpu = "0" if device.type == "cuda" else "-1"
+    ours = ["eval_sparse_mask.py", "--pretrained_model", path, "--mask_path", "published", "--im_path", images,
+            "--gt_path", labels, "--eval_list", listed, "--gpu", gpu]
+    commands = {"plain": ["-m", "benchmarks.plain_eval", path, images, labels, listed, "--gpu", gpu], "float32": ours,
+                "bfloat16": [*ours, "--type", "bfloat16"], "float32, --compile": [*ours, "--compile"],
+                "floor: imports and the empty interpreter": ["-c", "import torch, eval_sparse_mask"]}
+    found = {}
+
+    def call(name):
+        done = subprocess.run([sys.executable, *map(str, commands[name])], cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        found[name] = [line for line in done.stdout.splitlines() if line.startswith("mIoU")]
+
+    times = {name: [] for name in commands}
+    for _ in tqdm(range(3), desc="evaluation", leave=False, dynamic_ncols=True):
+        for name in commands:
+            start = time.perf_counter()
+            call(name)
+            times[name].append(time.perf_counter() - start)
+    scores = [float(found[name][0].split()[-1]) for name in ("plain", "float32")]
+    if abs(scores[0] - scores[1]) > 0.01:
+        raise RuntimeError(f"the two evaluations differ: {scores}")
+    t = {name: statistics.median(values) for name, values in times.items()}
+    for name in list(t)[1:]:
+        yield f"evaluation of {len(names)} images, whole command, {name}", t["plain"], t[name]
+
+
+def peak_of_steps(kind, device, size, batch, dtype, queue):
+    """In a process of its own: bytes that three steps need at most, above what the process had before."""
+    import resource
+    torch.ones(8, device=device)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    step = make_step(kind, device, size, batch, dtype)
+    for _ in range(3):
+        step()
+    cuda = device.type == "cuda"
+    queue.put(torch.cuda.max_memory_allocated() if cuda else
+              resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+
+
+def memory(device):
+    """Rows (name, plain MiB, ours MiB) of the steps' peak memory."""
+    size, batch = (513, 16) if device.type == "cuda" else (257, 2)
+    context = multiprocessing.get_context("spawn")
+
+    def peak(kind, dtype):
+        queue = context.Queue()
+        process = context.Process(target=peak_of_steps, args=(kind, device, size, batch, dtype, queue))
+        process.start()
+        value = queue.get(timeout=600)
+        process.join()
+        return value / 2 ** 20
+
+    for kind in ("search", "train"):
+        plain = statistics.median(peak(f"plain {kind}", "float32") for _ in range(3))
+        for dtype in ("float32", "bfloat16"):
+            ours = statistics.median(peak(kind, dtype) for _ in range(3))
+            yield f"{kind} step, {size}x{size} batch {batch}, {dtype}", plain, ours
+
+
+def growth(device, sync):
+    """Rows (name, seconds of a training step, of inference) as batch, side and connections grow."""
+    half = connectivity.full()
+    half[:, :, 0] = False  # the decoder side alone
+    cases = [(f"batch {n}, 257x257", "published", n, 257) for n in (1, 4, 16)]
+    cases += [(f"{side}x{side}, batch 1", "published", 1, side) for side in (513, 1025)]
+    cases += [(f"{int(c.sum())} connections, 257x257, batch 4", c, 4, 257)
+              for c in (half, connectivity.full())]
+    for name, mask, batch, side in cases:
+        mask = connectivity.load(mask) if isinstance(mask, str) else mask
+        precision = Precision("float32", device)
+        network = precision.place(SparseMask(mask)).train()
+        image = torch.randn(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
+        label = torch.randint(0, 21, (batch, side, side), device=device)
+        fast = for_inference(network)
+
+        def step():
+            network.zero_grad()
+            train_losses(network, image, label)[0].total.backward()
+
+        work = {"step": step, "inference": lambda: resize_logits(fast(image), label).argmax(1)}
+        t = median_times(work, 3, 2, sync)
+        yield name, t["step"], t["inference"]
+
+
+def machine(device):
+    """One line that describes where the figures come from."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                 if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    low = torch.backends.cpu.get_cpu_capability()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU used"
+    return (f"{os.cpu_count()} cores of {cpu} ({low}), {torch.get_num_threads()} threads, {name}, "
+            f"Python {platform.python_version()}, PyTorch {torch.__version__}")
+
+
+def print_table(head, rows, form):
+    """A Markdown table; every row is printed as soon as it is known."""
+    print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
+    for row in rows:
+        print(f"| {' | '.join(form(*row))} |", flush=True)
+
+
+def milliseconds(seconds):
+    """As text."""
+    return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def main(args):
+    device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device is cuda, but PyTorch sees no CUDA device here; leave the option out for the CPU")
+    if args.threads < 1:
+        raise InputError(f"--threads is {args.threads}; give at least 1")
+    torch.set_num_threads(args.threads)
+    sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    print(machine(device))
+    if "memory" in args.only:  # first: a new process's peak begins at that of the one that started it
+        print_table(("peak memory", "plain", "ours", "ratio"), memory(device), lambda name, plain, ours: (
+            name, f"{plain:.0f} MiB", f"{ours:.0f} MiB", f"{plain / ours:.1f}x"))
+    speed = [part for part in ("steps", "inference", "loading", "evaluation") if part in args.only]
+    if speed:
+        rows = (row for part in speed for row in globals()[part](device, sync))
+        print_table(("work", "plain", "ours", "ratio"), rows, lambda name, plain, ours: (
+            name, milliseconds(plain), milliseconds(ours), f"{plain / ours:.1f}x"))
+    if "rivals" in args.only:
+        print_table(("network, 512x512 batch 1, 21 classes", "parameters", "multiply-adds", "time"),
+                    rivals_table(device, functools.partial(median_times, synchronize=sync)),
+                    lambda name, parameters, operations, seconds: (
+                        name, f"{parameters / 1e6:.2f} M", f"{operations / 1e9:.2f} G", milliseconds(seconds)))
+    if "growth" in args.only:
+        print_table(("ours, published connectivity unless said", "forward and backward", "inference"),
+                    growth(device, sync), lambda name, step, forward: (name, milliseconds(step), milliseconds(forward)))
+
+
+def build_parser():
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: PyTorch's)")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some of the tables (default: all)")
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main, build_parser())
