@@ -33,7 +33,7 @@ def plain_forward(network, image, strengths=None, recompute=False):
 
 
 def plain_stage(stage, p, taps, outputs):
-    """D[l], from the features that stage l may read; None for a dropped stage. p: its strengths (l+1, 2) in a search."""
+    """D[l], from the features that stage l may read; None for a dropped stage. p: its strengths (l+1, 2)."""
     if stage is None:
         return None
     total = 0
