@@ -49,10 +49,11 @@ def nearest(start, stop, length, scaled):
 def place(image, label, size, top, left):
     """Sample of `size` with the image and label at (top, left); around them padding: void in the label."""
     height, width = label.shape
-    canvas, truth = np.zeros((*size, 3), np.uint8), np.full(size, VOID, np.uint8)
-    canvas[top:top + height, left:left + width] = image
-    truth[top:top + height, left:left + width] = label
-    return Sample(torch.from_numpy(canvas), torch.from_numpy(truth),
+    if (height, width) != tuple(size):
+        pads = (top, size[0] - height - top), (left, size[1] - width - left)
+        image, label = np.pad(image, (*pads, (0, 0))), np.pad(label, pads, constant_values=VOID)
+    image, label = map(np.ascontiguousarray, (image, label))
+    return Sample(torch.from_numpy(image), torch.from_numpy(label),
                   torch.tensor([top, left, top + height, left + width]))
 
 

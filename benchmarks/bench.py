@@ -119,9 +119,9 @@ def inference(device, sync):
         label = torch.empty(batch, 512, 512)
         forwards = {"plain": (functools.partial(plain_forward, plain), image, False),
                     "float32": (for_inference(network), last, False),
-                    "float32, compiled": (for_inference(network, compiled=True), last, False),
-                    "bfloat16": (for_inference(network), last, True),
-                    "bfloat16, compiled": (for_inference(network, compiled=True), last, True),
+                    "float32, compiled": (for_inference(network, True), last, False),
+                    "bfloat16": (for_inference(network, dtype=torch.bfloat16), last, True),
+                    "bfloat16, compiled": (for_inference(network, True, torch.bfloat16), last, True),
                     "floor: the encoder alone, float32, compiled": (for_inference(network.backbone, True), last, False)}
 
         @torch.no_grad()

@@ -11,10 +11,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from utils.errors import InputError
 
 
-def for_inference(network, compiled=False):
+def for_inference(network, compiled=False, dtype=None):
     """A callable image (N, 3, H, W) -> logits (N, classes, H/2, W/2), equal to network.eval()'s to 1e-4.
 
-    It is a copy: training the network on does not change it. Gradients do not pass. compiled: torch.compile, with the
+    It is a copy: training the network on does not change it. Gradients do not pass. dtype: that of the autocast
+    it will be called in, if any; the weights of its convolutions are cast once, then. compiled: torch.compile, with the
     weights as constants on a CPU and as replayed CUDA graphs on a GPU; the first call of an image size takes tens of
     seconds, and raises InputError where there is no compiler.
     """
@@ -23,6 +24,8 @@ def for_inference(network, compiled=False):
         for convolution, norm in getattr(module, "folds", ()):
             if hasattr(module, norm):
                 fold(module, convolution, norm)
+        if isinstance(module, nn.Conv2d) and dtype is not None:
+            module.to(dtype)
     return Compiled(network) if compiled else torch.no_grad()(network)
 
 

@@ -117,6 +117,20 @@ def test_eval_prints_the_score_of_the_log(path, data):
     assert "green square" in printed and "pixel accuracy" in printed
 
 
+def test_eval_in_batches_prints_the_same(path, data):
+    alone, together = (run("eval_sparse_mask.py", "--pretrained_model", path["checkpoint"], "--gpu", -1, "--batch_size",
+                           size, *folders(data, train=False)) for size in (1, 2))
+    assert re.findall(r"[\d.]+$", alone, re.MULTILINE) == re.findall(r"[\d.]+$", together, re.MULTILINE)
+
+
+def test_compiling_without_a_compiler_is_one_sentence(path, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "/nonexistent/g++")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    printed = run("eval_sparse_mask.py", "--pretrained_model", path["checkpoint"], *folders(data, train=False),
+                  "--gpu", -1, "--compile", code=2)
+    assert "cannot be compiled here" in printed and "--compile out" in printed
+
+
 def test_eval_names_absent_classes(path, data, tmp_path):
     (tmp_path / "gt").mkdir()
     for name in ("n5", "n6"):
@@ -255,6 +269,7 @@ def bad_inputs(path, data):
         ([train, "--search", *mask, *TINY, *lists], ["--mask_path"]),
         ([train, *mask, *TINY, *lists, "--n_class", 0], ["--n_class is 0"]),
         ([train, *mask, *TINY, *lists, "--lr", "nan"], ["--lr"]),
+        ([evaluate, "--pretrained_model", path["checkpoint"], "--batch_size", 0], ["--batch_size is 0"]),
         ([train, *mask, *TINY, *lists, "--crop_size", 31], ["--crop_size is 31"]),
         ([train, *mask, *TINY, *lists, "--n_class", 2], ["value 2", "n_class"]),
         ([train, *mask, *TINY, *lists, "--backbone_name", "vgg"], ["vgg", "mobilenet_v2"]),

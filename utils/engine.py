@@ -104,7 +104,7 @@ def evaluate(network, loader, precision, on_image=None, batch_size=1, compiled=F
     number of batches before it. Images of equal size go through the network batch_size at a time. Void pixels, the
     padding among them, count nowhere. compiled: see for_inference.
     """
-    forward = for_inference(network, compiled)
+    forward = for_inference(network, compiled, precision.low)
     confusion = torch.zeros(network.num_classes, network.num_classes, dtype=torch.int64, device=precision.device)
     for index, sample in enumerate(join_equal(batches(loader), batch_size)):
         image, label = precision.batch(sample)
