@@ -82,12 +82,18 @@ def open_image(path, what):
 
 
 def read_image(path):
-    """RGB, uint8 (H, W, 3). Of a 16-bit grey image the high bytes."""
-    image = open_image(path, "image")
+    """RGB, uint8 (H, W, 3), as the file stores it: no rotation. Of a 16-bit grey image the high bytes."""
+    return to_rgb(open_image(path, "image"), path)
+
+
+def to_rgb(image, path):
+    """A PIL image as RGB, uint8 (H, W, 3). Raises InputError, naming the file, for 32 bits a pixel."""
+    if image.mode.startswith("I"):  # 16-bit PNGs have the mode I;16, and I in older Pillows
+        values = np.array(image)
+        if values.min() >= 0 and values.max() < 2 ** 16:
+            image = Image.fromarray((values >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise InputError(f"the image {path} has 32 bits a pixel (mode {image.mode}); give 8-bit or 16-bit images")
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.array(image) >> 8).astype(np.uint8))
     return np.array(image.convert("RGB"))
 
 

@@ -4,12 +4,15 @@ connectivity[stage, source, side], bool (L, L, 2). Stages and sources count from
 (source j is tap E[j]), side 1 the decoder (source 0 is the global feature G, source j is D[j-1]). Stage l can read
 sources 0 to l of both sides, so that L = 9 stages have 90 possible connections.
 """
+import re
+
 import numpy as np
 
 from utils.errors import InputError
 from utils.files import require_file, write_atomically
 
 DEFAULT_THRESHOLD = 1e-3
+MAX_STAGES = 256  # no encoder has as many taps; a name in a file must not make arrays of any size
 
 
 def empty(num_stages):
@@ -178,6 +181,38 @@ def describe(connectivity):
     return "\n".join(lines)
 
 
+def parse(text):
+    """The connectivity bool (L, L, 2) of a text that `describe` wrote, or of the file that prune.py writes beside a mask.
+
+    A line "D[l] SOURCES" names the inputs of stage l, such as "D[8] E[0] E[3] G D[4]"; the finest stage gives L. Lines
+    that do not begin with D[ say nothing here. Raises InputError for a line that cannot be read.
+    """
+    inputs = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.split()
+        if not line.startswith("D[") or "<-" in words:  # prune.py's list of all strengths has D[l] <- source
+            continue
+        stage = re.fullmatch(r"D\[(\d{1,3})\]", words[0])
+        sources = [re.fullmatch(r"(?:([ED])\[(\d{1,3})\]|(G))", word) for word in words[1:] if word != "-"]
+        if not stage or not all(sources) or int(stage[1]) >= MAX_STAGES:
+            raise InputError(f"line {number}, {line.strip()!r}, names no stage and its inputs; "
+                             f"expected for example: D[8] E[0] E[3] G D[4]")
+        if int(stage[1]) in inputs:
+            raise InputError(f"line {number} names stage {stage[1]} a second time; give each stage one line")
+        inputs[int(stage[1])] = [(0, 1) if match[3] else (int(match[2]), 0) if match[1] == "E" else
+                                 (int(match[2]) + 1, 1) for match in sources]
+    if not inputs:
+        raise InputError("the text names no stage; expected lines such as: D[8] E[0] E[3] G D[4]")
+    connectivity = empty(max(inputs) + 1)
+    for stage, places in inputs.items():
+        for source, side in places:
+            if source > stage:
+                raise InputError(f"stage {stage} reads {source_name(source, side)}, which is finer than the stage; "
+                                 f"stage {stage} can read sources 0 to {stage}")
+            connectivity[stage, source, side] = True
+    return connectivity
+
+
 def save(path, connectivity):
     """Writes the connectivity as a numpy file, whole or not at all."""
     with write_atomically(path) as temporary, open(temporary, "wb") as file:
@@ -185,21 +220,34 @@ def save(path, connectivity):
 
 
 def load(path, num_stages=None):
-    """Reads a connectivity by name ("published", "fcn", "unet", "full"; needs num_stages) or from a .npy file.
+    """Reads a connectivity by name ("published", "fcn", "unet", "full"), from a .npy file, or as text from a .txt file.
 
-    Returns bool (L, L, 2), checked. Raises InputError if the file is missing, is none of numpy's, or fits no network.
+    Returns bool (L, L, 2), checked. Raises InputError if the file is missing, cannot be read, or fits no network.
     """
     if str(path) in NAMED:
         return NAMED[str(path)](num_stages or 9)
     path = require_file(path, "mask")
     try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError):  # numpy's own text advises to allow pickles
-        raise InputError(f"the mask {path} is no numpy array of booleans or numbers, or cannot be read; "
-                         f"give a .npy file that prune.py wrote") from None
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"the mask {path} is an archive of several arrays; give a .npy file that prune.py wrote")
-    try:
-        return check(array, num_stages)
+        return check(parse(read_text(path)) if path.suffix == ".txt" else read_array(path), num_stages)
     except InputError as error:
         raise InputError(f"the mask {path}: {error}") from None
+
+
+def read_text(path):
+    """The text of a mask file."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (UnicodeDecodeError, OSError):
+        raise InputError("it cannot be read as text; give what prune.py wrote") from None
+
+
+def read_array(path):
+    """The array of a mask file."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError):  # numpy's own text advises to allow pickles
+        raise InputError("it is no numpy array of booleans or numbers, or cannot be read; "
+                         "give a .npy file that prune.py wrote") from None
+    if not isinstance(array, np.ndarray):
+        raise InputError("it is an archive of several arrays; give a .npy file that prune.py wrote")
+    return array

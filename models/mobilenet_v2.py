@@ -68,7 +68,7 @@ class MobileNetV2(nn.Module):
         """image (N, 3, H, W), normalized; returns nine features (N, channels[i], H/strides[i], W/strides[i])."""
         if image.ndim != 4 or image.shape[1] != 3:
             raise InputError(f"the encoder got an image of shape {tuple(image.shape)}; it reads (N, 3, H, W)")
-        if min(image.shape[2:]) < MIN_SIZE:
+        if image.shape[2] < MIN_SIZE or image.shape[3] < MIN_SIZE:
             raise InputError(f"the encoder got an image of {image.shape[2]}x{image.shape[3]} pixels; "
                              f"it needs at least {MIN_SIZE}x{MIN_SIZE}: enlarge or pad it")
         x = self.bn1(self.conv1(image))

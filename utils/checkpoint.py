@@ -9,10 +9,10 @@ import torch
 
 from models import FullyDenseNetwork, SparseMask, connectivity
 from models.backbones import BACKBONES, check_backbone_name
+from models.connectivity import MAX_STAGES
 from utils.errors import InputError
 from utils.files import require_file, write_atomically
 
-MAX_STAGES = 256  # no encoder has as many taps; a name in a file must not make arrays of any size
 CONNECTION = re.compile(r"decoders\.Decoders_(\d+)\.(down|up)_convs\.(\d+)\.(0\.)?weight")
 
 
