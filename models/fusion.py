@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from models.layers import BatchNorm2d, pixels
 
@@ -21,11 +22,17 @@ ENCODER, DECODER = 0, 1  # the two sides of a stage's inputs, as in the last axi
 SIDE_NAMES = ("down_convs", "up_convs")  # their names in the released state dicts
 
 
+def same(size, other):
+    """Whether two sizes are equal. While torch.export keeps them open: whether they are equal for every image."""
+    return all(a == b if isinstance(a, int) and isinstance(b, int) else statically_known_true(a == b)
+               for a, b in zip(size, other))
+
+
 def resize(x, size):
     """Bilinear, align_corners=True: (N, C, h, w) -> (N, C, *size). A 1x1 map becomes a constant one."""
-    if x.shape[2:] == tuple(size):
+    if same(x.shape[2:], size):
         return x
-    if x.shape[2:] == (1, 1):
+    if same(x.shape[2:], (1, 1)):
         return x.expand(-1, -1, *size)
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
@@ -107,6 +114,8 @@ class Term(NamedTuple):
 
 def fuse(terms, size):
     """Sum of the terms, each resized to `size`: (N, depth, *size)."""
+    if any(isinstance(length, torch.SymInt) for length in size):
+        return fuse_any_size(terms, size)
     by_size = {}
     for term in terms:
         by_size.setdefault(tuple(term.x.shape[2:]), []).append(term)
@@ -116,6 +125,18 @@ def fuse(terms, size):
         coarser = [x for x in coarser if not any(x is y for y in ready)]
         coarser.append(add_up(by_size.get(here, []) + [Term(resize(x, here)) for x in ready]))
     return coarser[0]
+
+
+def fuse_any_size(terms, size):
+    """`fuse` for torch.export, which keeps sizes open: one resize a resolution, as which grid holds which is open."""
+    groups = []
+    for term in terms:
+        group = next((group for group in groups if same(group[0].x.shape[2:], term.x.shape[2:])), None)
+        if group is None:
+            groups.append([term])
+        else:
+            group.append(term)
+    return add_up([Term(resize(add_up(group), size)) for group in groups])
 
 
 def add_up(terms):

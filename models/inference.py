@@ -5,9 +5,11 @@
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from models.fusion import resize
 from utils.errors import InputError
 
 
@@ -19,14 +21,21 @@ def for_inference(network, compiled=False, dtype=None):
     weights as constants on a CPU and as replayed CUDA graphs on a GPU; the first call of an image size takes tens of
     seconds, and raises InputError where there is no compiler.
     """
+    network = folded(network)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and dtype is not None:
+            module.to(dtype)
+    return Compiled(network) if compiled else torch.no_grad()(network)
+
+
+def folded(network):
+    """A copy in evaluation mode whose BNs are folded into the convolutions before them, where there is one."""
     network = copy.deepcopy(network).eval().requires_grad_(False)
     for module in network.modules():
         for convolution, norm in getattr(module, "folds", ()):
             if hasattr(module, norm):
                 fold(module, convolution, norm)
-        if isinstance(module, nn.Conv2d) and dtype is not None:
-            module.to(dtype)
-    return Compiled(network) if compiled else torch.no_grad()(network)
+    return network
 
 
 def fold(module, convolution, norm):
@@ -35,6 +44,31 @@ def fold(module, convolution, norm):
     conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps,
                                                   bn.weight, bn.bias)
     setattr(module, norm, nn.Identity())
+
+
+class Averaged:
+    """Test-time averaging, the paper's multi-scale test: image (N, 3, H, W) -> probabilities (N, classes, H, W).
+
+    forward: image -> logits of any size. The mean of the softmax over the image at each of the `scales` and, with flip,
+    of its mirror image. The sizes are round(scale * (H - 1)) + 1, which keeps aligned corners aligned, and at least
+    min_size pixels a side.
+    """
+
+    def __init__(self, forward, scales, flip, min_size=32):
+        self.forward, self.scales, self.flip, self.min_size = forward, tuple(scales), flip, min_size
+
+    @torch.no_grad()
+    def __call__(self, image):
+        size = image.shape[2:]
+        total = 0
+        for scale in self.scales:
+            scaled = [max(round(scale * (length - 1)) + 1, self.min_size) for length in size]
+            x = resize(image, scaled)
+            for mirrored in (False, True) if self.flip else (False,):
+                logits = resize(self.forward(x.flip(3) if mirrored else x), size)
+                p = F.softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+                total = total + (p.flip(3) if mirrored else p)
+        return total / (len(self.scales) * (1 + self.flip))
 
 
 class Compiled:

@@ -1,0 +1,41 @@
+"""Export a trained network for other runtimes: ONNX (.onnx), or torch.export (.pt2). Any batch and image size."""
+import argparse
+from pathlib import Path
+
+from utils.checkpoint import read_checkpoint
+from utils.errors import InputError, run_command
+from utils.exporting import OUTPUTS, SMALLEST, Deployed, export_onnx, export_torch, metadata
+from utils.options import HelpFormatter, class_names_for
+
+WRITERS = {".onnx": export_onnx, ".pt2": export_torch}
+
+
+def build_parser():
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="export.py", description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help="a checkpoint of a training")
+    parser.add_argument("--out", required=True, help="the file; its suffix chooses: .onnx, or .pt2 for torch.export")
+    parser.add_argument("--output", choices=OUTPUTS, default="logits",
+                        help="logits at half the image's size, logits resized to it, or the classes: their argmax")
+    parser.add_argument("--class_names", metavar="FILE", help="names of the classes, one a line, for the metadata")
+    parser.add_argument("--backbone_name", help="the encoder, where it is your own (package.module:factory)")
+    return parser
+
+
+def main(args):
+    path = Path(args.out)
+    if path.suffix not in WRITERS:
+        raise InputError(f"--out is {args.out}; give a name that ends in {' or '.join(WRITERS)}")
+    checkpoint = read_checkpoint(args.checkpoint).require("train")
+    checkpoint.require_backbone(args.backbone_name)
+    args.n_class = checkpoint.num_classes
+    names = class_names_for(args, checkpoint.class_names)
+    network = checkpoint.build().float()
+    module = Deployed(network, args.output).eval()
+    checked = WRITERS[path.suffix](module, path, metadata(network, names, args.output))
+    print(f"written: {path} ({path.stat().st_size / 2 ** 20:.1f} MiB), any batch size, images from "
+          f"{SMALLEST}x{SMALLEST} pixels\n{checked}")
+
+
+if __name__ == "__main__":
+    run_command(main, build_parser())

@@ -1,0 +1,179 @@
+"""Measure a network: parameters, multiply-adds, time, images a second and peak memory, and say how."""
+import argparse
+import multiprocessing
+import platform
+import re
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from models import SparseMask, connectivity
+from models.backbones import make_backbone
+from models.inference import for_inference
+from utils.checkpoint import read_checkpoint
+from utils.errors import InputError, run_command
+from utils.options import MAX_CROP, HelpFormatter, option_if_given
+from utils.runtime import Precision, add_device_options, explain_out_of_memory, select_device
+
+WARM_UP = 5  # runs, at least; and half as many as are timed
+
+
+def build_parser():
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="measure.py", description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("source", help="a mask (.npy, .txt, or one of "
+                                       f"{', '.join(connectivity.NAMED)}), or a checkpoint of either kind")
+    parser.add_argument("--size", type=int, nargs=2, default=[512, 512], metavar=("H", "W"), help="pixels")
+    parser.add_argument("--batch_size", type=int, default=1, help="images")
+    parser.add_argument("--runs", type=int, default=20, help="timed runs, of which the median counts")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network first")
+    parser.add_argument("--n_class", type=int, default=21, help="number of classes, of a mask")
+    parser.add_argument("--depth", type=int, default=64, help="channels of a decoder stage, of a mask")
+    parser.add_argument("--backbone_name", default="mobilenet_v2",
+                        help="the encoder of a mask; of a checkpoint if it is your own (package.module:factory)")
+    add_device_options(parser)
+    return parser
+
+
+def check_args(args):
+    """Raises InputError for sizes and numbers that cannot be."""
+    for length in args.size:
+        if not 32 <= length <= MAX_CROP:
+            raise InputError(f"--size has {length}; give 32 (what the encoder needs) to {MAX_CROP} pixels")
+    for name in ("batch_size", "runs"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name} is {getattr(args, name)}; give at least 1")
+
+
+def build_network(args):
+    """The network that args.source names: of a mask with random weights, of a checkpoint with its own."""
+    path = Path(args.source)
+    if args.source in connectivity.NAMED or path.suffix in (".npy", ".txt"):
+        mask = connectivity.load(args.source, len(make_backbone(args.backbone_name).channels))
+        return SparseMask(mask, args.backbone_name, args.depth, args.n_class)
+    checkpoint = read_checkpoint(path)
+    checkpoint.require_backbone(option_if_given(args, "backbone_name"))
+    checkpoint.require_same(num_classes=option_if_given(args, "n_class"), depth=option_if_given(args, "depth"))
+    return checkpoint.build()
+
+
+def multiply_adds(network, size):
+    """Multiply-adds of one image (H, W): of convolutions and matrix products, which PyTorch counts."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        for_inference(network)(torch.zeros(1, 3, *size))
+    return counter.get_total_flops() // 2
+
+
+def make_call(args, network, device):
+    """The network made ready on the device: a function without arguments that runs one batch and waits for it."""
+    precision = Precision(args.type, device)
+    forward = for_inference(precision.place(network), args.compile, precision.low)
+    image = torch.randn(args.batch_size, 3, *args.size, device=device, dtype=precision.dtype)
+    image = image.to(memory_format=torch.channels_last)
+
+    def call():
+        with precision.autocast(), torch.no_grad():
+            forward(image)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return call
+
+
+def peak_memory(args, device, queue):
+    """Puts into the queue the bytes by which the first passes raise the memory of a fresh process, or of the GPU."""
+    network = build_network(args)
+    if device.type == "cuda":
+        call = make_call(args, network, device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        queue.put(torch.cuda.max_memory_allocated(device))
+        return
+    try:
+        call = make_call(args, network, device)
+        before = peak_of_process()
+        call()
+    except InputError:  # no compiler, say: the process that measures the time reports it
+        return
+    queue.put(peak_of_process() - before)
+
+
+def peak_of_process():
+    """Bytes of memory that this process has held at most."""
+    status = Path("/proc/self/status")
+    if status.exists():  # here ru_maxrss would begin at that of the process which started this one
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def measured_apart(args, device):
+    """peak_memory in a process of its own: what this one has used before does not count. None if it failed there."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    process = context.Process(target=peak_memory, args=(args, device, queue), daemon=True)
+    process.start()
+    process.join()
+    return None if queue.empty() else queue.get()
+
+
+def timed(call, runs):
+    """Median seconds of `runs` calls, after a warm-up."""
+    times = []
+    warm_up = max(WARM_UP, runs // 2)
+    for i in tqdm(range(warm_up + runs), unit="run", desc="measure", dynamic_ncols=True, leave=False):
+        start = time.perf_counter()
+        call()
+        if i >= warm_up:
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def machine(device):
+    """What it was measured on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].partition(":")[2].strip() if lines else model
+    return f"CPU ({model}), {torch.get_num_threads()} threads"
+
+
+def main(args):
+    check_args(args)
+    network = build_network(args)
+    total = sum(p.numel() for p in network.parameters())
+    encoder = sum(p.numel() for p in network.backbone.parameters())
+    work = multiply_adds(network, args.size)
+    device = select_device(args.gpu)
+    with explain_out_of_memory("give a smaller --batch_size or --size"):
+        memory = measured_apart(args, device)
+        seconds = timed(make_call(args, network, device), args.runs)
+    size = "x".join(map(str, args.size))
+    kind = "all connections with their strengths" if not hasattr(network, "connectivity") else \
+        connectivity.summary(network.connectivity)
+    split = f"{encoder / 1e6:.2f} M encoder + {(total - encoder) / 1e6:.2f} M decoder and head"
+    rows = (("network", f"{kind}; {network.backbone_name}, depth {network.depth}, {network.num_classes} classes"),
+            ("parameters", f"{total:,} ({split})"),
+            ("multiply-adds", f"{work / 1e9:.2f} G an image"),
+            ("time", f"{1000 * seconds:.1f} ms a batch"),
+            ("throughput", f"{args.batch_size / seconds:.1f} images/s"),
+            ("peak memory", "not measured" if memory is None else
+             f"{memory / 2 ** 20:.0f} MiB " + ("allocated on the GPU, weights included" if device.type == "cuda" else
+                                               "more than before the first batch")))
+    for name, value in rows:
+        print(f"{name:<14} {value}")
+    print(f"measured with images of {size}, batch {args.batch_size}, {args.type}, channels last, "
+          f"BN folded{', compiled' if args.compile else ''}: image to logits at half its size, median of {args.runs} "
+          f"runs, on {machine(device)}, PyTorch {torch.__version__.partition('+')[0]}; multiply-adds are those of "
+          f"convolutions and matrix products")
+
+
+if __name__ == "__main__":
+    run_command(main, build_parser())

@@ -1,0 +1,137 @@
+"""A trained network as a file for other runtimes: ONNX, or torch.export's own. Each is checked before it is written."""
+import json
+import logging
+import warnings
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.connectivity import describe
+from models.inference import folded
+from utils.errors import InputError
+from utils.files import write_atomically
+from VOC12.transforms import MEAN, STD
+
+OUTPUTS = ("logits", "resized", "classes")
+EXAMPLE = (2, 97, 161)  # batch, height, width that the network is traced with
+CHECKS = ((2, 97, 161), (1, 130, 75), (3, 64, 201))  # other sizes, not square, that it is compared at
+TOLERANCE = 1e-4  # of the largest logit
+SAME_CLASSES = 0.999  # share of pixels: where two classes tie, rounding decides
+SMALLEST = 33  # pixels a side
+
+
+class Deployed(nn.Module):
+    """image (N, 3, H, W), normalized -> logits at stride 2, logits of the image's size, or classes int64 (N, H, W)."""
+
+    def __init__(self, network, output):
+        super().__init__()
+        self.network, self.output = folded(network), output
+
+    def forward(self, image):
+        logits = self.network(image)
+        if self.output == "logits":
+            return logits
+        logits = F.interpolate(logits, size=image.shape[2:], mode="bilinear", align_corners=True)
+        return logits if self.output == "resized" else logits.argmax(1)
+
+
+def metadata(network, class_names, output):
+    """What a user of the file has to know, as strings: classes, normalization, connectivity, input and output."""
+    return {"class_names": json.dumps(class_names), "mean": json.dumps(MEAN), "std": json.dumps(STD),
+            "input": "image, float32 (N, 3, H, W): RGB / 255, minus mean, over std; at least "
+                     f"{SMALLEST} pixels a side",
+            "output": {"logits": "logits (N, classes, ceil(H/2), ceil(W/2)); resize bilinearly with aligned corners",
+                       "resized": "logits (N, classes, H, W)", "classes": "class indices, int64 (N, H, W)"}[output],
+            "connectivity": describe(network.connectivity)}
+
+
+def trace(module):
+    """The module as an ExportedProgram for any batch size and any image size from SMALLEST pixels."""
+    batch = torch.export.Dim("batch", min=1)
+    height, width = (torch.export.Dim(name, min=SMALLEST, max=2 ** 14) for name in ("height", "width"))
+    n, h, w = EXAMPLE
+    with torch.no_grad(), quiet():
+        return torch.export.export(module, (torch.zeros(n, 3, h, w),), strict=False,
+                                   dynamic_shapes={"image": {0: batch, 2: height, 3: width}})
+
+
+class quiet(warnings.catch_warnings):
+    """Keeps what the exporters say of their own workings off the screen; their errors come through."""
+
+    def __enter__(self):
+        super().__enter__()
+        warnings.simplefilter("ignore")
+        self.loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+        self.levels = [logger.level for logger in self.loggers]
+        for logger in self.loggers:
+            logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *exception):
+        for logger, level in zip(self.loggers, self.levels):
+            logger.setLevel(level)
+        return super().__exit__(*exception)
+
+
+def require_equal(module, call, seed=0):
+    """Compares call(image) with the module at the sizes of CHECKS. Returns a line that says how they agree.
+
+    Raises RuntimeError if they do not: that is an error of ours or of the exporter, and nothing is written then.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    worst = 0.0
+    for n, h, w in CHECKS:
+        image = torch.randn(n, 3, h, w, generator=generator)
+        with torch.no_grad():
+            expected = module(image)
+        got = torch.as_tensor(np.asarray(call(image)))
+        if got.shape != expected.shape:
+            raise RuntimeError(f"at {n}x3x{h}x{w} the exported network gives {tuple(got.shape)}, "
+                               f"PyTorch {tuple(expected.shape)}")
+        if expected.is_floating_point():
+            difference = ((got - expected).abs().max() / expected.abs().max()).item()
+        else:
+            difference = (got != expected).double().mean().item()
+        worst = max(worst, difference)
+        limit = TOLERANCE if expected.is_floating_point() else 1 - SAME_CLASSES
+        if not difference <= limit:
+            raise RuntimeError(f"at {n}x3x{h}x{w} the exported network differs from PyTorch by {difference:.1e}")
+    sizes = ", ".join(f"{n}x3x{h}x{w}" for n, h, w in CHECKS)
+    what = "largest difference, relative to the largest logit" if expected.is_floating_point() else \
+        "share of pixels with another class"
+    return f"equal to PyTorch at {sizes}: {what}: {worst:.1e}"
+
+
+def export_torch(module, path, notes):
+    """Writes torch.export's file (.pt2), the metadata in it as extra files. Returns the line of the comparison."""
+    program = trace(module)
+    checked = require_equal(module, program.module())
+    with write_atomically(path) as temporary, quiet():
+        torch.export.save(program, temporary, extra_files={f"{name}.txt": text for name, text in notes.items()})
+    return checked
+
+
+def export_onnx(module, path, notes):
+    """Writes an ONNX file with the metadata in metadata_props. Returns the line of the comparison with onnxruntime.
+
+    Raises InputError where onnx, onnxscript or onnxruntime is not installed.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  what torch.onnx translates with
+    except ImportError as error:
+        raise InputError(f"ONNX needs packages that are not installed ({error}); pip install onnx onnxscript "
+                         f"onnxruntime, or give --out a name that ends in .pt2 for torch.export") from None
+    with quiet():
+        model = torch.onnx.export(trace(module), dynamo=True, input_names=["image"], output_names=[module.output],
+                                  verbose=False).model_proto
+    onnx.helper.set_model_props(model, notes)
+    onnx.checker.check_model(model)
+    content = model.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    checked = require_equal(module, lambda image: session.run(None, {"image": image.numpy()})[0])
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(content)
+    return f"{checked} (onnxruntime {onnxruntime.__version__})"
