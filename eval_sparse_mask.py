@@ -7,11 +7,10 @@ from utils.checkpoint import read_checkpoint
 from utils.engine import evaluate
 from utils.errors import InputError, run_command
 from utils.metrics import require_pixels, scores, table
-from utils.options import (HelpFormatter, add_data_options, add_model_options, check_crop_size, class_names_for,
-                           make_eval_loader)
+from utils.options import (RELEASED_SIZE, HelpFormatter, add_data_options, add_model_options, add_averaging_options,
+                           class_names_for, make_eval_loader, padding_of, averaging_of)
 from utils.runtime import Precision, add_device_options, explain_out_of_memory, select_device
 
-RELEASED_SIZE = 513  # pixels that the released code pads validation images to
 GPU_BATCH = 16  # images; a CPU gains nothing from more than one
 
 
@@ -27,23 +26,17 @@ def build_parser():
                                                        f"(default: {GPU_BATCH} on a GPU, 1 on a CPU)")
     parser.add_argument("--compile", action="store_true",
                         help="torch.compile the network first: tens of seconds that pay on long lists")
+    add_averaging_options(parser)
     add_data_options(parser)
     add_model_options(parser, from_checkpoint=True)
     add_device_options(parser)
     return parser
 
 
-def padding_of(args, checkpoint):
-    """The size that smaller images are padded to: the option, else the training's, else the released one."""
-    if args.crop_size is not None:
-        return check_crop_size(args.crop_size)
-    size = checkpoint.settings.get("crop_size", RELEASED_SIZE)
-    return check_crop_size(size) if isinstance(size, int) else RELEASED_SIZE
-
-
 def main(args):
     if args.batch_size is not None and args.batch_size < 1:
         raise InputError(f"--batch_size is {args.batch_size}; give at least 1")
+    averaging = averaging_of(args)
     checkpoint = read_checkpoint(args.pretrained_model).require("train")
     checkpoint.require_backbone(args.backbone_name)
     checkpoint.require_same(num_classes=args.n_class, depth=args.depth)
@@ -58,7 +51,9 @@ def main(args):
     with (explain_out_of_memory("give a smaller --batch_size, --type bfloat16, or --gpu -1 for the CPU"),
           tqdm(total=len(loader), unit="image", desc="evaluate", dynamic_ncols=True) as bar):
         confusion = evaluate(network, loader, precision, lambda _, image, *__: bar.update(len(image)), batch_size,
-                             args.compile)
+                             args.compile, averaging.wrap)
+    if averaging.description:
+        print(f"multi-scale test{averaging.description}")
     print(table(require_pixels(scores(confusion), args.eval_list), names))
 
 

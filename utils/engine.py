@@ -97,14 +97,16 @@ def train_one_epoch(network, loader, start, schedule, compute_losses, optimizer,
 
 
 @torch.no_grad()
-def evaluate(network, loader, precision, on_image=None, batch_size=1, compiled=False):
+def evaluate(network, loader, precision, on_image=None, batch_size=1, compiled=False, wrap=None):
     """Confusion matrix (classes, classes) over a loader, in evaluation mode; the network stays as it is.
 
     on_image(index, image, prediction, label), if given, is called with each batch (tensors on the device) and the
     number of batches before it. Images of equal size go through the network batch_size at a time. Void pixels, the
-    padding among them, count nowhere. compiled: see for_inference.
+    padding among them, count nowhere. compiled: see for_inference. wrap, if given, makes of the network's call
+    what is called instead, as Averaged does.
     """
     forward = for_inference(network, compiled, precision.low)
+    forward = wrap(forward) if wrap else forward
     confusion = torch.zeros(network.num_classes, network.num_classes, dtype=torch.int64, device=precision.device)
     for index, sample in enumerate(join_equal(batches(loader), batch_size)):
         image, label = precision.batch(sample)

@@ -1,7 +1,9 @@
 """Options that several commands share, and what follows from them."""
 import argparse
 import shlex
+from typing import NamedTuple
 
+from models.inference import Averaged
 from utils.errors import InputError
 from VOC12.dataset import SegmentationDataset, make_loader
 from VOC12.labels import default_class_names, load_class_names
@@ -9,7 +11,9 @@ from VOC12.parallel import count_cores
 from VOC12.transforms import EvalTransform
 
 RELEASED_WORKERS = 4
+RELEASED_SIZE = 513  # pixels that the released code pads validation images to
 MAX_CROP = 8192  # pixels
+MIN_SCALE, MAX_SCALE = 0.1, 4.0
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -58,6 +62,46 @@ def check_crop_size(size):
     if not 32 <= size <= MAX_CROP:
         raise InputError(f"--crop_size is {size}; give 32 (what the encoder needs) to {MAX_CROP} pixels")
     return size
+
+
+def padding_of(args, checkpoint):
+    """The size that smaller images are padded to: the option, else the training's, else the released one."""
+    if args.crop_size is not None:
+        return check_crop_size(args.crop_size)
+    size = checkpoint.settings.get("crop_size", RELEASED_SIZE)
+    return check_crop_size(size) if isinstance(size, int) else RELEASED_SIZE
+
+
+def add_averaging_options(parser):
+    """--scales and --flip, the averaging of the paper's test protocol."""
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S",
+                        help="average the probabilities over these image sizes (paper: 0.5 0.75 1 1.25 1.5 1.75)")
+    parser.add_argument("--flip", action="store_true", help="average over the mirrored image too")
+
+
+class Averaging(NamedTuple):
+    """What --scales and --flip ask for; `description` is empty for a plain single pass."""
+    scales: tuple
+    flip: bool
+
+    @property
+    def description(self):
+        """The averaging in words, to stand beside a result."""
+        parts = [f"the scales {' '.join(f'{s:g}' for s in self.scales)}"] if self.scales != (1.0,) else []
+        parts += ["the mirrored image"] if self.flip else []
+        return f" (probabilities averaged over {' and '.join(parts)})" if parts else ""
+
+    def wrap(self, forward):
+        """The callable that averages, or `forward` itself where there is nothing to average."""
+        return Averaged(forward, self.scales, self.flip) if self.description else forward
+
+
+def averaging_of(args):
+    """--scales and --flip, checked."""
+    for scale in args.scales:
+        if not MIN_SCALE <= scale <= MAX_SCALE:
+            raise InputError(f"--scales has {scale:g}; give numbers from {MIN_SCALE} to {MAX_SCALE}")
+    return Averaging(tuple(dict.fromkeys(args.scales)), args.flip)
 
 
 def own_encoder(backbone):

@@ -1,28 +1,98 @@
-"""Pictures for TensorBoard: labels in colour, strengths as a grid."""
+"""Labels in colour, and beside an image with a legend: for predict.py, the demo and TensorBoard."""
+import functools
+
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from skimage.color import rgb2lab
 
-from VOC12.labels import colour_map
+from VOC12.labels import CLASS_NAMES, VOID, colour_map
 
-CELL = 24  # pixels of one connection in the strengths' picture
-
-
-def colour_label(label):
-    """Class indices, integer tensor (H, W) -> uint8 array (3, H, W) in VOC's colours."""
-    return colour_map()[label.cpu().numpy().astype(np.uint8)].transpose(2, 0, 1)
+OPACITY = 0.6  # of the classes over the image
+MARGIN, SWATCH = 6, 14  # pixels of the legend
+LEGEND_WIDTH = 240  # pixels, at least
+BACKGROUND, INK = (255, 255, 255), (30, 30, 30)
 
 
-def strengths_grid(strengths):
-    """Strengths as uint8 (3, H, W): a row a stage (deepest on top), a column a source, encoder side first.
+@functools.lru_cache
+def palette(num_classes):
+    """A colour for each label: uint8 (256, 3), void included. VOC's for 21 classes.
 
-    White is 0, dark blue is 1; what does not exist is grey.
+    Otherwise colours that lie far apart for the eye: each is the one of a grid that is farthest, in CIELAB, from all
+    before.
     """
-    stages = len(strengths)
-    grid = np.full((stages, 2 * stages + 1, 3), 160, dtype=np.uint8)
-    for l, p in enumerate(strengths):
-        p = np.asarray(p)[..., None]
-        colours = (255 * (1 - p) + np.array([8, 48, 107]) * p).astype(np.uint8)
-        grid[l, :l + 1] = colours[:, 0]
-        grid[l, stages + 1:stages + l + 2] = colours[:, 1]
-    return grid.repeat(CELL, axis=0).repeat(CELL, axis=1).transpose(2, 0, 1)
+    colours = colour_map()
+    if num_classes == len(CLASS_NAMES):
+        return colours
+    levels = np.linspace(0, 255, 9).astype(np.uint8)
+    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab = rgb2lab(grid / 255.0)
+    taken = rgb2lab(np.array([colours[VOID], (0, 0, 0)]) / 255.0)  # void; and black, which reads as "nothing"
+    distance = np.linalg.norm(lab[:, None] - taken, axis=2).min(1)
+    for label in range(min(num_classes, VOID)):
+        best = distance.argmax()
+        colours[label] = grid[best]
+        distance = np.minimum(distance, np.linalg.norm(lab - lab[best], axis=1))
+    return colours
 
 
+def colour_label(label, num_classes):
+    """Class indices, integer tensor (H, W) -> uint8 array (3, H, W) in the palette's colours."""
+    return palette(num_classes)[label.cpu().numpy().astype(np.uint8)].transpose(2, 0, 1)
+
+
+def palette_image(label, num_classes):
+    """Class indices, uint8 (H, W) -> palette image whose indices they are."""
+    image = Image.fromarray(label)
+    image.putpalette(palette(num_classes).tobytes())
+    return image
+
+
+def overlay(image, label, class_names):
+    """image uint8 (H, W, 3), label uint8 (H, W) -> picture: classes over the image, a legend of those present below."""
+    colours = palette(len(class_names))
+    opacity = OPACITY * colours.any(axis=1)  # black, VOC's background, leaves the image as it is
+    mixed = image + opacity[label][..., None] * (colours[label].astype(float) - image)
+    counts = np.bincount(label.ravel(), minlength=256)
+    present = [i for i in np.argsort(-counts, kind="stable") if counts[i]]
+    entries = [("void" if i == VOID else class_names[i], counts[i] / label.size, tuple(map(int, colours[i])))
+               for i in present]
+    return with_legend(Image.fromarray(mixed.round().astype(np.uint8)), entries)
+
+
+def with_legend(picture, entries):
+    """The picture with a legend below: entries of (name, share of the pixels, colour), in as many columns as fit."""
+    font = ImageFont.load_default(size=12)
+    texts = [f"{name}  {100 * share:.1f} %" for name, share, _ in entries]
+    column = max(int(font.getlength(text)) for text in texts) + SWATCH + 3 * MARGIN
+    width = max(picture.width, LEGEND_WIDTH, column)
+    columns = max(1, width // column)
+    row = SWATCH + MARGIN
+    height = picture.height + -(-len(entries) // columns) * row + MARGIN
+    canvas = Image.new("RGB", (width, height), BACKGROUND)
+    canvas.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for i, (text, (_, _, colour)) in enumerate(zip(texts, entries)):
+        x, y = MARGIN + i % columns * column, picture.height + MARGIN + i // columns * row
+        draw.rectangle((x, y, x + SWATCH, y + SWATCH), fill=colour, outline=INK)
+        draw.text((x + SWATCH + MARGIN, y + SWATCH / 2), text, fill=INK, font=font, anchor="lm")
+    return canvas
+
+
+def side_by_side(rows, titles, gap=8, min_width=240):
+    """Rows of pictures (PIL) with a title over each column -> one picture. Small ones are enlarged, pixel by pixel."""
+    factor = -(-min_width // max(picture.width for row in rows for picture in row))
+    rows = [[p.convert("RGB").resize((factor * p.width, factor * p.height), Image.Resampling.NEAREST) for p in row]
+            for row in rows]
+    width, heights = max(p.width for row in rows for p in row), [max(p.height for p in row) for row in rows]
+    font, head = ImageFont.load_default(size=14), 24
+    size = len(titles) * (width + gap) - gap, head + sum(heights) + gap * (len(rows) - 1)
+    canvas = Image.new("RGB", size, BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for x, title in enumerate(titles):
+        draw.text((x * (width + gap) + width / 2, head / 2), title, fill=INK, font=font, anchor="mm")
+    top = head
+    for row, height in zip(rows, heights):
+        for x, picture in enumerate(row):
+            canvas.paste(picture, (x * (width + gap), top))
+        top += height + gap
+    return canvas

@@ -1,0 +1,109 @@
+"""Segment images: for each a palette PNG of its classes, and an overlay with a legend."""
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from models.inference import for_inference
+from models.losses import resize_logits
+from utils.checkpoint import read_checkpoint
+from utils.errors import InputError, run_command
+from utils.files import write_atomically
+from utils.options import (HelpFormatter, add_averaging_options, class_names_for, count_cores, padding_of, averaging_of)
+from utils.pictures import overlay, palette_image
+from utils.runtime import Precision, add_device_options, explain_out_of_memory, select_device
+from VOC12.dataset import LoadError, make_loader
+from VOC12.image_files import ImageFiles, find_images
+from VOC12.transforms import EvalTransform
+
+OVERLAY = "_overlay.png"
+
+
+def build_parser():
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="predict.py", description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders (with all below them) or patterns")
+    parser.add_argument("--checkpoint", required=True, help="a checkpoint of a training")
+    parser.add_argument("--out", default="predictions", help="folder for NAME.png, whose pixel values are the classes, "
+                                                             f"and NAME{OVERLAY}")
+    parser.add_argument("--crop_size", type=int, help="pad smaller images to this many pixels a side, as eval does "
+                                                      "(default: as in training, 513 for a released checkpoint)")
+    parser.add_argument("--class_names", metavar="FILE", help="names of the classes, one a line")
+    parser.add_argument("--backbone_name", help="the encoder, where it is your own (package.module:factory)")
+    parser.add_argument("--n_worker", type=int, default=min(2, count_cores()), help="loader processes")
+    parser.add_argument("--compile", action="store_true",
+                        help="torch.compile the network first: tens of seconds for each new image size")
+    add_averaging_options(parser)
+    add_device_options(parser)
+    return parser
+
+
+def check_targets(pairs, out):
+    """Raises InputError if a result would take the place of an image that was given."""
+    given = {file.resolve() for file, _ in pairs}
+    for _, name in pairs:
+        for target in (out / f"{name}.png", out / f"{name}{OVERLAY}"):
+            if target.resolve() in given:
+                raise InputError(f"the result {target} would take the place of an image that was given; "
+                                 f"give another --out")
+
+
+def main(args):
+    if args.n_worker < 0:
+        raise InputError(f"--n_worker is {args.n_worker}; give a number from 0 up")
+    averaging = averaging_of(args)
+    checkpoint = read_checkpoint(args.checkpoint).require("train")
+    checkpoint.require_backbone(args.backbone_name)
+    args.n_class = checkpoint.num_classes
+    names = class_names_for(args, checkpoint.class_names)
+    size = padding_of(args, checkpoint)
+    out = Path(args.out)
+    pairs = find_images(args.images)
+    check_targets(pairs, out)
+    device = select_device(args.gpu)
+    precision = Precision(args.type, device)
+    forward = for_inference(precision.place(checkpoint.build()), args.compile, precision.low)
+    dataset = ImageFiles([file for file, _ in pairs], EvalTransform(size))
+    loader = make_loader(dataset, min(args.n_worker, len(pairs)), pin_memory=device.type == "cuda")
+    failed = 0
+    with (explain_out_of_memory("give smaller images, --type bfloat16, or --gpu -1 for the CPU"),
+          tqdm(total=len(pairs), unit="image", desc="predict", dynamic_ncols=True) as bar):
+        for (file, name), sample in zip(pairs, loader):
+            if isinstance(sample, LoadError):
+                failed += 1
+                tqdm.write(sample.message.replace("or take its name off the list", "or leave it out"), file=sys.stderr)
+            else:
+                label = predict(averaging.wrap(forward), sample, precision)
+                top, left, bottom, right = sample.inside[0].tolist()
+                image = sample.image[0, top:bottom, left:right].numpy()
+                write(out / f"{name}.png", palette_image(label, len(names)))
+                write(out / f"{name}{OVERLAY}", overlay(image, label, names))
+            bar.update()
+            bar.set_postfix(failed=failed) if failed else None
+    done = len(pairs) - failed
+    print(f"written to {out}: NAME.png and NAME{OVERLAY} of {done} image{'s' if done != 1 else ''}"
+          f"{averaging.description}" + (f"; {failed} of {len(pairs)} could not be read" if failed else ""))
+    return 1 if failed else 0
+
+
+@torch.no_grad()
+def predict(forward, sample, precision):
+    """Classes of a Sample without its padding: uint8 (H, W)."""
+    image, label = precision.batch(sample)
+    with precision.autocast():
+        classes = resize_logits(forward(image), label).argmax(1)
+    top, left, bottom, right = sample.inside[0].tolist()
+    return np.ascontiguousarray(classes[0, top:bottom, left:right].to(torch.uint8).cpu().numpy())
+
+
+def write(path, picture):
+    """A PNG file, whole or not at all."""
+    with write_atomically(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+if __name__ == "__main__":
+    run_command(main, build_parser())
