@@ -201,6 +201,7 @@ def main(args):
     else:
         folder.save_settings(settings_of(args))
         folder.copy_source()
+        run.begin()
     for line in notes:
         folder.log(line)
     folder.log(f"{'search' if args.search else 'training'} in {folder.path} on {device}: {len(train_set)} images, "

@@ -169,6 +169,13 @@ def used_stages(connectivity):
     return [l for l in range(len(connectivity)) if connectivity[l].any()]
 
 
+def summary(connectivity):
+    """"15 connections in 4 of 9 stages"."""
+    count = int(connectivity.sum())
+    return f"{count} connection{'s' if count != 1 else ''} in {len(used_stages(connectivity))} of " \
+           f"{len(connectivity)} stages"
+
+
 def describe(connectivity):
     """A readable table: a line a stage that has inputs, with its sources by name."""
     lines = ["stage  encoder side          decoder side"]
@@ -176,13 +183,11 @@ def describe(connectivity):
         sides = [" ".join(source_name(j, side) for j in np.flatnonzero(connectivity[l, :, side])) or "-"
                  for side in (0, 1)]
         lines.append(f"D[{l}]   {sides[0]:<20}  {sides[1]}")
-    stages = len(used_stages(connectivity))
-    lines.append(f"{int(connectivity.sum())} connections in {stages} stage{'s' if stages != 1 else ''}")
-    return "\n".join(lines)
+    return "\n".join([*lines, summary(connectivity)])
 
 
 def parse(text):
-    """The connectivity bool (L, L, 2) of a text that `describe` wrote, or of the file that prune.py writes beside a mask.
+    """The connectivity bool (L, L, 2) of a text of `describe`, or of the file that prune.py writes beside a mask.
 
     A line "D[l] SOURCES" names the inputs of stage l, such as "D[8] E[0] E[3] G D[4]"; the finest stage gives L. Lines
     that do not begin with D[ say nothing here. Raises InputError for a line that cannot be read.

@@ -1,4 +1,5 @@
 """The four scripts as commands, end to end on a few tiny images: what they write, resume, and say of bad input."""
+import importlib
 import json
 import os
 import re
@@ -15,7 +16,10 @@ from PIL import Image
 
 from models import SparseMask, connectivity
 from utils.checkpoint import read_checkpoint
+from utils.run_folder import read_strengths
 
+SCRIPTS = ("train_sparse_mask.py", "prune.py", "eval_sparse_mask.py", "predict.py", "draw.py", "measure.py",
+           "export.py")
 TINY = ["--pretrained_model", "none", "--gpu", "-1", "--depth", "4", "--n_class", "3", "--crop_size", "64",
         "--batch_size", "2", "--n_worker", "0", "--log_interval", "1"]
 
@@ -89,8 +93,9 @@ def test_a_run_folder_holds_what_the_readme_says(path):
                                              "train/decoder_lr", "search/above_threshold"}),
                            (path["train"], {"train/base_lr", "train/last_layer_lr"})):
         names = {p.name for p in folder.iterdir()}
+        own = {"strengths.csv"} if folder == path["search"] else set()
         assert {"log.txt", "settings.json", "source", "tensorboard_log", "tensorboard.json", "checkpoint_6.pth.tar",
-                "checkpoint_best.pth.tar"} == names
+                "checkpoint_best.pth.tar"} | own == names
         assert json.loads((folder / "settings.json").read_text())["crop_size"] == 64
         assert (folder / "source" / "models" / "fusion.py").read_text() == (ROOT / "models/fusion.py").read_text()
         scalars = json.loads((folder / "tensorboard.json").read_text())
@@ -99,9 +104,31 @@ def test_a_run_folder_holds_what_the_readme_says(path):
         assert "val mIoU" in (folder / "log.txt").read_text()
 
 
+def test_the_curves_hold_pictures_that_search_and_training_share(path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    tags = {}
+    for kind in ("search", "train"):
+        events = EventAccumulator(str(path[kind] / "tensorboard_log"))
+        events.Reload()
+        tags[kind] = events.Tags()
+    shared = {f"val/{what}{number}" for what in ("input", "output", "gt") for number in ("", "_1")}
+    for kind, own in (("search", {"search/strengths"}), ("train", {"train/architecture"})):
+        assert shared | own <= set(tags[kind]["images"]) <= shared | own | {"search/architecture"}
+        assert {"train/loss", "train/m_iou", "val/m_iou"} <= set(tags[kind]["scalars"])
+    assert "search/strengths_histogram" in tags["search"]["histograms"]
+
+
+def test_the_search_logs_its_strengths_over_time(path):
+    names, iterations, values = read_strengths(path["search"])
+    assert iterations.tolist() == list(range(7)) and len(names) == 90
+    assert (values[0] == 0.5).all() and (values[2] == 0.5).all() and (values[3] != 0.5).any()  # warm-up: 1.8 of 6
+    final = read_checkpoint(path["search_checkpoint"]).build().final_strengths()
+    assert np.abs(values[-1, names.index("D[8]<-E[3]")] - final[8][3, 0]) < 0.5
+
+
 def test_prune_finds_the_connectivity_and_reports_it(path):
     assert (np.load(path["mask"], allow_pickle=False) == connectivity.published()).all()
-    assert "15 connections in 4 stages" in path["pruned"] and "a gap of" in path["pruned"]
+    assert "15 connections in 4 of 9 stages" in path["pruned"] and "a gap of" in path["pruned"]
     text = path["mask"].with_suffix(".txt").read_text()
     assert "D[8] <- D[3]" in text and "threshold 0.001" in text
     after = SparseMask(connectivity.published(), depth=4, num_classes=3)
@@ -115,6 +142,78 @@ def test_eval_prints_the_score_of_the_log(path, data):
     last = re.findall(r"val mIoU ([\d.]+)", (path["train"] / "log.txt").read_text())[-1]
     assert score == last
     assert "green square" in printed and "pixel accuracy" in printed
+
+
+def test_eval_averages_scales_and_says_so(path, data):
+    plain, same, averaged = (run("eval_sparse_mask.py", "--pretrained_model", path["checkpoint"], "--gpu", -1,
+                                 *folders(data, train=False), *options)
+                             for options in ((), ("--scales", 1), ("--scales", 0.5, 1, 1.5, "--flip")))
+    assert re.findall(r"[\d.]+$", plain, re.MULTILINE) == re.findall(r"[\d.]+$", same, re.MULTILINE)
+    assert "averaged over the scales 0.5 1 1.5 and the mirrored image" in averaged and "averaged" not in same
+
+
+def test_predict_writes_what_eval_scores(path, data, tmp_path):
+    """The palette PNGs, scored by hand, give eval's mIoU: padding, order and classes are the same."""
+    printed = run("predict.py", data / "img" / "n5.jpg", data / "img" / "n6.jpg", "--checkpoint", path["checkpoint"],
+                  "--gpu", -1, "--out", tmp_path)
+    assert "of 2 images" in printed
+    confusion = np.zeros((3, 3), int)
+    for name in ("n5", "n6"):
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.mode == "P" and image.size == (76, 70)
+            prediction = np.array(image)
+        np.add.at(confusion, (np.array(Image.open(data / "gt" / f"{name}.png")), prediction), 1)
+        with Image.open(tmp_path / f"{name}_overlay.png") as image:
+            assert image.width >= 76 and image.height > 70
+    iou = confusion.diagonal() / (confusion.sum(0) + confusion.sum(1) - confusion.diagonal())
+    printed = run("eval_sparse_mask.py", "--pretrained_model", path["checkpoint"], *folders(data, train=False),
+                  "--gpu", -1)
+    assert f"{100 * iou.mean():.2f}" == re.search(r"^mIoU +([\d.]+)$", printed, re.MULTILINE)[1]
+
+
+def test_predict_goes_on_after_an_image_that_cannot_be_read(path, data, tmp_path):
+    images = tmp_path / "in"
+    images.mkdir()
+    shutil.copy(data / "img" / "n0.jpg", images / "a.jpg")
+    (images / "b.jpg").write_bytes((data / "img" / "n0.jpg").read_bytes()[:300])
+    (images / "c.png").write_text("")
+    Image.new("L", (7, 5)).save(images / "d.png")
+    printed = run("predict.py", images, "--checkpoint", path["checkpoint"], "--gpu", -1, "--out", tmp_path / "out",
+                  "--scales", 0.5, 1, "--flip", code=1)
+    assert "b.jpg cannot be read" in printed and "c.png cannot be read" in printed
+    assert "2 of 4 could not be read" in printed and "averaged over" in printed
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.png", "a_overlay.png", "d.png", "d_overlay.png"}
+    assert Image.open(tmp_path / "out" / "d.png").size == (7, 5)
+    before = (images / "d.png").read_bytes()
+    message = run("predict.py", images, "--checkpoint", path["checkpoint"], "--gpu", -1, "--out", images, code=2)
+    assert "another --out" in message and (images / "d.png").read_bytes() == before
+
+
+def test_draw_takes_masks_checkpoints_and_runs(path, tmp_path):
+    for source, pictures in ((path["search"], {"strengths", "strengths_over_time", "architecture"}),
+                             (path["out"] / "found.pth.tar", {"found_strengths", "found_architecture"}),
+                             (path["out"] / "weak.pth.tar", {"weak_strengths"}),
+                             (path["checkpoint"], {"checkpoint_6_architecture"}),
+                             (path["train"], {"architecture"}), ("unet", {"unet_architecture"}),
+                             (path["mask"].with_suffix(".txt"), {"mask_thres_0.001_architecture"})):
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        printed = run("draw.py", source, "--out", out)
+        assert {p.name for p in out.iterdir()} == {f"{name}.{suffix}" for name in pictures for suffix in ("svg", "png")}
+        assert ("finest stage keeps no input" in printed) == ("weak" in str(source))
+
+
+def test_measure_says_what_and_how(path):
+    printed = run("measure.py", "published", "--gpu", -1, "--size", 64, 96, "--runs", 2, "--batch_size", 2)
+    assert "2,785,941 (2.22 M encoder + 0.56 M decoder and head)" in printed
+    assert "images of 64x96, batch 2, float32" in printed and re.search(r"peak memory +[1-9]\d* MiB", printed)
+    assert "15 connections" in run("measure.py", path["checkpoint"], "--gpu", -1, "--size", 64, 64, "--runs", 1)
+    assert "all connections" in run("measure.py", path["search_checkpoint"], "--gpu", -1, "--size", 64, 64, "--runs", 1,
+                                    "--type", "bfloat16")
+
+
+def test_export_as_a_command(path, tmp_path):
+    printed = run("export.py", "--checkpoint", path["checkpoint"], "--out", tmp_path / "n.pt2", "--output", "classes")
+    assert "equal to PyTorch at" in printed and (tmp_path / "n.pt2").exists()
 
 
 def test_eval_in_batches_prints_the_same(path, data):
@@ -303,26 +402,43 @@ def bad_inputs(path, data):
         ([evaluate, "--pretrained_model", path["checkpoint"], *folders(data, False), "--mask_path", "unet"],
          ["unet", "not the connectivity"]),
         ([evaluate, "--pretrained_model", path["checkpoint"], *folders(data, False), "--gpu", -2], ["--gpu is -2"]),
+        ([evaluate, "--pretrained_model", path["checkpoint"], *folders(data, False), "--scales", 1, 0],
+         ["--scales has 0"]),
+        (["predict.py", tmp / "nothing", "--checkpoint", path["checkpoint"]], ["names no image"]),
+        (["predict.py", tmp, "--checkpoint", path["search_checkpoint"]], ["is of a search"]),
+        (["predict.py", data / "img", "--checkpoint", path["checkpoint"], "--n_worker", -1], ["--n_worker is -1"]),
+        (["predict.py", data / "img", "--checkpoint", path["checkpoint"], "--scales", "nan"], ["--scales has nan"]),
+        (["predict.py", data / "img", "--checkpoint", path["checkpoint"], "--out", tmp / "file"], ["cannot write"]),
+        (["draw.py", tmp], ["no checkpoint_ITER"]),
+        (["draw.py", tmp / "cut.pth.tar"], ["cut.pth.tar", "cannot be read"]),
+        (["draw.py", "nonsense"], ["nonsense", "does not exist"]),
+        (["draw.py", tmp / "shape.npy"], ["shape.npy", "(L, L, 2)"]),
+        (["draw.py", "unet", "--out", tmp / "file"], ["cannot write"]),
+        (["draw.py", tmp / "found.pth.tar", "--thres", 2], ["--thres is 2"]),
+        (["measure.py", "nonsense"], ["nonsense", "does not exist"]),
+        (["measure.py", "unet", "--size", 8, 64], ["--size has 8"]),
+        (["measure.py", "unet", "--runs", 0], ["--runs is 0"]),
+        (["measure.py", path["checkpoint"], "--n_class", 9], ["classes 3", "9 was given"]),
+        (["export.py", "--checkpoint", path["checkpoint"], "--out", tmp / "n.tflite"], [".onnx or .pt2"]),
+        (["export.py", "--checkpoint", path["search_checkpoint"], "--out", tmp / "n.onnx"], ["is of a search"]),
+        (["export.py", "--checkpoint", path["checkpoint"], "--out", tmp / "file" / "n.pt2"], ["cannot write"]),
     ]
 
 
 def test_bad_input_is_one_sentence_and_exit_code_2(path, data):
     """In this process, for the speed of it; that a script turns it into exit code 2 is shown above and below."""
-    import eval_sparse_mask
-    import prune
-    import train_sparse_mask
     from utils.errors import InputError, given_options
-    scripts = {"train_sparse_mask.py": train_sparse_mask, "prune.py": prune, "eval_sparse_mask.py": eval_sparse_mask}
     before = sorted(path["out"].rglob("*"))
     for (script, *options), words in bad_inputs(path, data):
         options = [str(option) for option in options]
         if "value 2" in words:
             options += ["--exp_path", str(path["out"] / "started")]  # this one is only found while loading
-        parser = scripts[script].build_parser()
+        module = importlib.import_module(script.removesuffix(".py"))
+        parser = module.build_parser()
         args = parser.parse_args(options)
         args.given = given_options(parser, options)
         with pytest.raises(InputError) as error:
-            scripts[script].main(args)
+            module.main(args)
         message = str(error.value)
         assert "\n" not in message and all(word in message for word in words), (options, message)
     new = set(path["out"].rglob("*")) - set(before)
@@ -333,6 +449,6 @@ def test_bad_input_is_one_sentence_and_exit_code_2(path, data):
 def test_bad_input_as_commands(path, tmp_path):
     message = run("prune.py", "--checkpoint", path["checkpoint"], code=2)
     assert message.startswith("prune.py: error:") and message.count("\n") == 1
-    for script in ("train_sparse_mask.py", "prune.py", "eval_sparse_mask.py"):
+    for script in SCRIPTS:
         assert "usage" in run(script, "--help")
         run(script, "--no_such_flag", code=2)

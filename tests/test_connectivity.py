@@ -93,7 +93,7 @@ def test_the_named_ones_are_networks():
 
 def test_description_names_every_input():
     text = conn.describe(conn.published())
-    assert "D[8]   E[0] E[1] E[2] E[3] E[8]  G D[1] D[2] D[3]" in text and "15 connections in 4 stages" in text
+    assert "D[8]   E[0] E[1] E[2] E[3] E[8]  G D[1] D[2] D[3]" in text and "15 connections in 4 of 9 stages" in text
 
 
 def test_files(tmp_path):
@@ -104,3 +104,27 @@ def test_files(tmp_path):
     np.savez(tmp_path / "several.npz", a=conn.unet())
     with pytest.raises(InputError, match="several arrays"):
         conn.load(tmp_path / "several.npz")
+
+
+@pytest.mark.parametrize("name", conn.NAMED)
+def test_a_connectivity_reads_back_from_its_text(tmp_path, name):
+    kept = conn.NAMED[name]()
+    assert (conn.parse(conn.describe(kept)) == kept).all()
+    (tmp_path / "mask.txt").write_text(conn.describe(kept))
+    assert (conn.load(tmp_path / "mask.txt", 9) == kept).all()
+
+
+@pytest.mark.parametrize("text, message", [("", "names no stage"), ("D[8] E[0] F[1]", "line 1"), ("D[x] G", "line 1"),
+                                           ("D[8] E[0]\nD[8] G", "second time"), ("D[2] E[3]", "finer than the stage"),
+                                           ("D[8] E[0] D[4]", "stage 4 has no input"), ("D[999] G", "line 1")])
+def test_text_that_is_no_connectivity(tmp_path, text, message):
+    (tmp_path / "mask.txt").write_text(text)
+    with pytest.raises(InputError, match="mask.txt") as error:
+        conn.load(tmp_path / "mask.txt")
+    assert message in str(error.value)
+
+
+def test_a_binary_file_named_as_text(tmp_path):
+    (tmp_path / "mask.txt").write_bytes(b"\xff\xfe\x00D")
+    with pytest.raises(InputError, match="cannot be read as text"):
+        conn.load(tmp_path / "mask.txt")

@@ -13,15 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from models import connectivity
 from utils.errors import InputError, run_command
+from utils.files import write_atomically
 from utils.metrics import confusion_matrix, scores
 from utils.options import HelpFormatter
+from utils.pictures import palette_image, side_by_side
 from VOC12.dataset import read_label
 from VOC12.labels import CLASS_NAMES
 from VOC12.lists import read_list
 
+SHOWN = 3  # images of the validation list, in the picture of the predictions
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = ["--pretrained_model", "none", "--batch_size", "8", "--crop_size", "128", "--n_worker", "2",
           "--log_interval", "10"]
@@ -79,6 +83,17 @@ def background_m_iou(data):
     return scores(confusion).m_iou
 
 
+def show_predictions(data, predictions, names, path):
+    """A row an image, its truth, what was predicted: as one PNG."""
+    rows = []
+    for name in names:
+        truth = read_label(data / "gt" / f"{name}.png", len(CLASS_NAMES))
+        rows.append([Image.open(data / "img" / f"{name}.jpg"), palette_image(truth, len(CLASS_NAMES)),
+                     Image.open(predictions / f"{name}.png")])
+    with write_atomically(path) as temporary:
+        side_by_side(rows, ("image", "truth", "prediction")).save(temporary, format="PNG")
+
+
 def main(args):
     start = time.monotonic()
     out = Path(args.out).resolve()
@@ -100,6 +115,13 @@ def main(args):
     training, checkpoint = newest_run(out / "train")
     printed = run("eval_sparse_mask.py", "--pretrained_model", checkpoint, *folders, *device)
 
+    pictures = out / "pictures"
+    run("draw.py", search, "--out", pictures)
+    shown = read_list(data / "val.txt")[:SHOWN]
+    run("predict.py", *(data / "img" / f"{name}.jpg" for name in shown), "--checkpoint", checkpoint, "--out",
+        out / "predictions", *device)
+    show_predictions(data, out / "predictions", shown, pictures / "predictions.png")
+
     found = float(re.search(r"^mIoU\s+([\d.]+)", printed, re.MULTILINE)[1])
     kept = connectivity.load(mask)
     rows = (("mIoU of the network that the search found", f"{found:.2f} %"),
@@ -107,6 +129,8 @@ def main(args):
             ("connections found", f"{int(kept.sum())} of 90, in {len(connectivity.used_stages(kept))} of 9 stages"),
             ("run folder of the search", search), ("run folder of the training", training),
             ("mask, and as text", f"{mask}, {mask.with_suffix('.txt').name}"),
+            ("predictions, overlays", out / "predictions"),
+            ("pictures", f"{pictures}: architecture, strengths, strengths_over_time, predictions"),
             ("curves", f".venv/bin/tensorboard --logdir {out}"),
             ("time", f"{(time.monotonic() - start) / 60:.1f} minutes"))
     width = max(len(name) for name, _ in rows)

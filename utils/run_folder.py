@@ -12,13 +12,15 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from models.connectivity import source_name
 from utils.checkpoint import save_file
 from utils.errors import InputError
-from utils.files import write_atomically
+from utils.files import require_file, write_atomically
 
 SOURCE_ROOT = Path(__file__).resolve().parents[1]
 SOURCE_FOLDERS = (".", "models", "utils", "VOC12")
 BEST = "checkpoint_best.pth.tar"
+STRENGTHS = "strengths.csv"  # of a search: every connection's strength over time
 NUMBERED = re.compile(r"checkpoint_(\d+)\.pth\.tar")
 
 
@@ -61,6 +63,33 @@ def iteration_of(path):
     return int(NUMBERED.fullmatch(path.name)[1])
 
 
+def connection_names(num_stages):
+    """"D[l]<-SOURCE" of every connection that a stage can have, in the order of strengths.csv: encoder side first."""
+    return [f"D[{l}]<-{source_name(j, side)}" for l in range(num_stages) for side in (0, 1) for j in range(l + 1)]
+
+
+def read_whole_lines(path):
+    """The lines of a text file that end with a line end: a run that was killed may leave half a line."""
+    return [line[:-1] for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+def read_strengths(folder):
+    """strengths.csv of a search's run folder: (names, iterations (T), strengths (T, names)).
+
+    Raises InputError if it is missing or is no such table.
+    """
+    path = require_file(Path(folder) / STRENGTHS, "log of the strengths")
+    try:
+        head, *rows = read_whole_lines(path)
+        names = head.split(",")[1:]
+        table = np.array([row.split(",") for row in rows], dtype=float).reshape(len(rows), len(names) + 1)
+    except (ValueError, OSError):
+        raise InputError(f"{path} is no table of strengths; give a folder that a search wrote") from None
+    if not len(rows):
+        raise InputError(f"{path} holds no strengths yet; wait for the first log_interval of the search")
+    return names, table[:, 0].astype(int), table[:, 1:]
+
+
 @contextlib.contextmanager
 def said_if_unwritable(path):
     """Turns an OSError of writing in a run folder into an InputError."""
@@ -82,6 +111,7 @@ class RunFolder:
                              f"away to go back to iteration {resume_at}")
         self.scalars_file = self.path / "tensorboard.json"
         self.scalars = {}
+        self.strengths_file = self.path / STRENGTHS
         if resume_at is not None:
             self.read_scalars(resume_at)
         purge = None if resume_at is None else resume_at + 1  # curves of steps that will be done again
@@ -94,6 +124,11 @@ class RunFolder:
         with contextlib.suppress(OSError, ValueError):
             saved = json.loads(self.scalars_file.read_text(encoding="utf-8"))
             self.scalars = {tag: [row for row in rows if row[1] <= resume_at] for tag, rows in saved.items()}
+        if self.strengths_file.exists():
+            head, *rows = read_whole_lines(self.strengths_file) or [""]
+            with write_atomically(self.strengths_file) as temporary:
+                temporary.write_text("".join(f"{row}\n" for row in [head, *rows] if row == head or
+                                             int(row.partition(",")[0]) <= resume_at), encoding="utf-8")
 
     def log(self, message):
         """A line on the screen, above the progress bar, and in log.txt."""
@@ -125,6 +160,19 @@ class RunFolder:
         value = float(value)
         self.writer.add_scalar(tag, value, step)
         self.scalars.setdefault(tag, []).append([time.time(), step, value])
+
+    def strengths(self, strengths, step):
+        """A line of strengths.csv: the strengths of all connections, one array (l+1, 2) a stage, after `step` steps."""
+        new = not self.strengths_file.exists()
+        with said_if_unwritable(self.path), open(self.strengths_file, "a", encoding="utf-8") as file:
+            if new:
+                file.write(",".join(["iteration", *connection_names(len(strengths))]) + "\n")
+            values = [f"{value:.6g}" for p in strengths for value in p.T.ravel()]
+            file.write(",".join([str(step), *values]) + "\n")
+
+    def histogram(self, tag, values, step):
+        """The distribution of an array in TensorBoard."""
+        self.writer.add_histogram(tag, values, step)
 
     def histograms(self, network, step):
         """The distribution of every parameter. A parameter that is not finite is left out."""

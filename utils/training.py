@@ -4,6 +4,7 @@ import functools
 import math
 import time
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -11,11 +12,12 @@ from models import connectivity
 from utils.engine import NotFinite, Schedule, evaluate, search_losses, train_losses, train_one_epoch
 from utils.errors import InputError
 from utils.metrics import require_pixels, scores
-from utils.pictures import colour_label, strengths_grid
+from utils.pictures import colour_label
 from utils.runtime import random_state, set_random_state
 from VOC12.transforms import denormalize
 
 RELEASED_ITERATIONS = 33_100  # 50 epochs of trainaug, batch 16
+SHOWN_IMAGES = 4  # of the eval list, in TensorBoard
 SHOW_EVERY = 0.2  # seconds between two updates of the bar's figures
 
 
@@ -133,19 +135,48 @@ class Run:
         return improved
 
     def show_first(self, index, image, prediction, label):
-        """The first image of the eval list, its prediction and truth, as pictures."""
-        if index == 0:
-            self.folder.image("val/input", denormalize(image[0]).cpu().numpy(), self.iteration)
-            self.folder.image("val/output", colour_label(prediction[0]), self.iteration)
-            self.folder.image("val/gt", colour_label(label[0]), self.iteration)
+        """The first images of the eval list, with predictions and truths, as pictures; the very first has no number."""
+        if index < SHOWN_IMAGES:
+            number = f"_{index}" if index else ""
+            classes = self.network.num_classes
+            self.folder.image(f"val/input{number}", denormalize(image[0]).cpu().numpy(), self.iteration)
+            self.folder.image(f"val/output{number}", colour_label(prediction[0], classes), self.iteration)
+            self.folder.image(f"val/gt{number}", colour_label(label[0], classes), self.iteration)
 
     def log_strengths(self):
-        """The strengths as a picture and as the number above the threshold, which is returned."""
+        """The strengths as pictures and as the number above the threshold, which is returned."""
         strengths = self.network.final_strengths()
         above = int(sum((p > connectivity.DEFAULT_THRESHOLD).sum() for p in strengths))
-        self.folder.image("search/strengths", strengths_grid(strengths), self.iteration)
         self.folder.scalar("search/above_threshold", above, self.iteration)
+        self.folder.histogram("search/strengths_histogram", np.concatenate([p.ravel() for p in strengths]),
+                              self.iteration)
+        self.draw("search/strengths", lambda drawing: drawing.draw_strengths(strengths))
+        kept = connectivity.prune(strengths)
+        if kept[-1].any():  # else there is no network yet
+            self.draw("search/architecture", lambda drawing: drawing.draw_architecture(kept, **self.sizes()))
         return above
+
+    def sizes(self):
+        """What a drawing of the architecture says of the network beside its connections."""
+        backbone = self.network.backbone
+        return {"channels": backbone.channels, "strides": backbone.strides, "depth": self.network.depth,
+                "num_classes": self.network.num_classes}
+
+    def draw(self, tag, make):
+        """make(drawing module) -> figure, as a picture in TensorBoard; nothing where matplotlib is not installed."""
+        try:
+            from utils import drawing
+        except ImportError:
+            return
+        self.folder.image(tag, drawing.to_array(make(drawing)), self.iteration)
+
+    def begin(self):
+        """The first entries of a new run: strengths at the start, or the architecture that is trained."""
+        if self.args.search:
+            self.folder.strengths(self.network.final_strengths(), 0)
+        else:
+            self.draw("train/architecture", lambda drawing: drawing.draw_architecture(self.network.connectivity,
+                                                                                      **self.sizes()))
 
 
 class Report:
@@ -178,6 +209,7 @@ class Report:
         folder = self.run.folder
         folder.scalar("train/loss", losses.total.item(), iteration)
         if losses.sparse is not None:
+            folder.strengths(self.run.network.final_strengths(), iteration)
             folder.scalar("train/loss_task", losses.task.item(), iteration)
             folder.scalar("train/loss_sparse", losses.sparse.item(), iteration)
         for tag, group in zip(self.tags, self.run.optimizer.param_groups):

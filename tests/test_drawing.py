@@ -1,0 +1,86 @@
+"""Drawings: well-formed, with every connection and name; strengths over time as the search logs them."""
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models import connectivity
+from models.mobilenet_v2 import MobileNetV2
+from utils import drawing
+from utils.errors import InputError
+from utils.run_folder import RunFolder, connection_names, read_strengths
+
+SIZES = {"channels": MobileNetV2.channels, "strides": MobileNetV2.strides, "depth": 64}
+
+
+@pytest.mark.parametrize("name", connectivity.NAMED)
+def test_the_drawing_has_every_connection_and_no_other(tmp_path, name):
+    kept = connectivity.NAMED[name]()
+    svg, png = drawing.save(drawing.draw_architecture(kept, num_classes=21, **SIZES), tmp_path / name)
+    root = ElementTree.parse(svg).getroot()
+    drawn = {element.get("id") for element in root.iter() if "<-" in (element.get("id") or "")}
+    expected = {f"D[{l}]<-{connectivity.source_name(j, side)}" for l, j, side in np.argwhere(kept)}
+    assert drawn == expected
+    texts = ["".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"E[0]", "1280 channels", "stride 16", "D[8]", connectivity.summary(kept)} <= set(texts)
+    assert texts.count("dropped") == 9 - len(connectivity.used_stages(kept))
+    with Image.open(png) as image:
+        assert image.format == "PNG" and min(image.size) > 500
+
+
+def test_the_same_drawing_twice_is_the_same_file(tmp_path):
+    first, second = (drawing.save(drawing.draw_architecture(connectivity.published(), **SIZES),
+                                  tmp_path / folder / "a")[0].read_bytes() for folder in "xy")
+    assert first == second
+
+
+def test_other_encoders_can_be_drawn():
+    kept = connectivity.full(12)
+    drawing.to_array(drawing.draw_architecture(kept, channels=[8] * 12, strides=[2 ** (5 - l // 3) for l in range(12)],
+                                               depth=4))
+
+
+def strengths_at(step):
+    """Nine stages whose every value says where it stands."""
+    return [np.array([[(100 * l + 10 * j + side) / 1000 for side in (0, 1)] for j in range(l + 1)]) * 0.9 ** step
+            for l in range(9)]
+
+
+def test_strengths_are_drawn_dark_where_they_are_and_not_where_nothing_is():
+    strengths = [np.zeros((l + 1, 2)) for l in range(9)]
+    strengths[8][3, 1] = 1.0
+    figure = drawing.draw_strengths(strengths)
+    decoder_side = figure.axes[1].images[0].get_array()
+    assert decoder_side[8, 3] == 1 and np.ma.filled(decoder_side, -1).max() == 1
+    assert np.isnan(np.ma.filled(decoder_side, np.nan)[3, 8])
+    assert [text.get_text() for axes in figure.axes[:2] for text in axes.texts] == ["1.00"]
+
+
+def test_strengths_over_time_are_what_was_logged(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step in (0, 10, 20, 30):
+        folder.strengths(strengths_at(step), step)
+    folder.close()
+    with open(tmp_path / "strengths.csv", "a") as file:
+        file.write("40,0.5,0.")  # a kill
+    names, iterations, values = read_strengths(tmp_path)
+    assert names == connection_names(9) and iterations.tolist() == [0, 10, 20, 30]
+    assert values[0, names.index("D[7]<-D[3]")] == pytest.approx(0.741)
+    assert values[2, names.index("D[5]<-E[2]")] == pytest.approx(0.520 * 0.9 ** 20, rel=1e-4)
+    figure = drawing.draw_strengths_over_time(names, iterations, values, threshold=0.03)
+    lines = {line.get_label(): line.get_ydata() for line in figure.axes[7].lines}
+    assert lines["D[3]"][0] == pytest.approx(0.741)
+    RunFolder(tmp_path, resume_at=20).close()
+    assert read_strengths(tmp_path)[1].tolist() == [0, 10, 20]
+
+
+def test_a_table_that_is_none_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        read_strengths(tmp_path)
+    (tmp_path / "strengths.csv").write_text("iteration,a\nhello,1\n")
+    with pytest.raises(InputError, match="no table of strengths"):
+        read_strengths(tmp_path)
+    (tmp_path / "strengths.csv").write_text("iteration,a\n")
+    with pytest.raises(InputError, match="no strengths yet"):
+        read_strengths(tmp_path)
