@@ -31,7 +31,9 @@ def draw_architecture(connectivity, channels, strides, depth, num_classes=None, 
     channels, strides: of the encoder's taps, deepest first. depth: channels of a stage. A line has its source's colour.
     """
     num = len(connectivity)
-    figure = Figure(figsize=(9.5, 0.72 * (num + 3)), layout="constrained")
+    reads_global = connectivity[:, 0, 1].any()
+    bottom, top = -1.5 if reads_global else -0.6, num + 0.25
+    figure = Figure(figsize=(9.5, 0.72 * (top - bottom) + 0.5), layout="constrained")
     axes = figure.add_subplot()
     used = [l for l in range(num) if connectivity[l].any()]
     colours = [source_colour(j, num + 1) for j in range(num + 1)]  # E[j] and, shifted by one for G, D[j-1]
@@ -46,7 +48,7 @@ def draw_architecture(connectivity, channels, strides, depth, num_classes=None, 
             draw_box(axes, DECODER_X, l, f"D[{l}]", f"{depth} channels", colours[(l + 1) % (num + 1)])
         else:
             draw_box(axes, DECODER_X, l, f"D[{l}]", "dropped", FAINT, dashed=True)
-    if connectivity[:, 0, 1].any():
+    if reads_global:
         draw_box(axes, DECODER_X, -1, "G", f"{channels[0]} channels", colours[0])
         draw_arrow(axes, (ENCODER_X + WIDTH / 2, -0.12), (DECODER_X - WIDTH / 2, -1), "global average", style="dotted")
     draw_connections(axes, connectivity, colours)
@@ -57,7 +59,7 @@ def draw_architecture(connectivity, channels, strides, depth, num_classes=None, 
     axes.text(DECODER_X, num - 0.25, head, ha="center", va="bottom", color=INK)
     axes.set_title(title or summary(connectivity), fontsize=11, color=INK)
     axes.set_xlim(-2.6, DECODER_X + 3.4)
-    axes.set_ylim(-1.6, num + 0.25)
+    axes.set_ylim(bottom, top)
     axes.axis("off")
     return figure
 
