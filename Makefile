@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test bench setup clean
+.PHONY: demo test bench torture setup clean
 
 demo: setup
 	$(RUN) -m utils.demo
@@ -13,6 +13,9 @@ test: setup
 
 bench: setup
 	$(RUN) -m benchmarks.bench
+
+torture: setup
+	$(RUN) tests/torture.py
 
 setup: $(VENV)/installed
 

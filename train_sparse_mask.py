@@ -26,7 +26,7 @@ from VOC12.transforms import TrainTransform
 
 FREE_ON_RESUME = {"resume", "gpu", "n_worker", "im_path", "gt_path", "training_list", "eval_list", "class_names",
                   "log_interval", "eval_interval", "compile",
-                  "keep_all"}  # options that may differ without changing the run
+                  "save_interval", "keep_all"}  # options that may differ without changing the run
 NEEDED_TO_RESUME = {"iter": int, "iterations": int, "optimizer": dict, "scaler": dict, "random_state": dict,
                     "best_m_iou": float, "train_confusion": torch.Tensor, "settings": dict}
 
@@ -74,6 +74,8 @@ def build_parser():
                                                "on a GPU; on a CPU it gains nothing")
     add("--log_interval", type=int, default=100, help="iterations between two points of the curves")
     add("--eval_interval", type=int, default=1, help="epochs between two evaluations; the last is always evaluated")
+    add("--save_interval", type=int, default=0, help="iterations between two checkpoints inside an epoch; 0: only at "
+                                                     "its end")
     add("--keep_all", action="store_true", help="keep every epoch's checkpoint, not only the last and the best")
     return parser
 
@@ -83,8 +85,8 @@ def check_args(args):
     for name in ("max_epoch", "batch_size", "log_interval", "eval_interval", "n_class", "depth"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name} is {getattr(args, name)}; give at least 1")
-    for name in ("lr", "last_layer_lr_mult", "decay", "momentum", "gamma", "sparse", "strength_lr_mult", "n_worker",
-                 "seed"):
+    for name in ("save_interval", "lr", "last_layer_lr_mult", "decay", "momentum", "gamma", "sparse",
+                 "strength_lr_mult", "n_worker", "seed"):
         value = getattr(args, name)
         if value is not None and not (value >= 0 and math.isfinite(value)):
             raise InputError(f"--{name} is {value}; give a number from 0 up")

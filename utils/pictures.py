@@ -3,7 +3,6 @@ import functools
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from skimage.color import rgb2lab
 
 from VOC12.labels import CLASS_NAMES, VOID, colour_map
 
@@ -23,6 +22,7 @@ def palette(num_classes):
     colours = colour_map()
     if num_classes == len(CLASS_NAMES):
         return colours
+    from skimage.color import rgb2lab  # here, for its import takes a second
     levels = np.linspace(0, 255, 9).astype(np.uint8)
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = rgb2lab(grid / 255.0)

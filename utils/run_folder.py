@@ -106,6 +106,8 @@ class RunFolder:
     def __init__(self, path, resume_at=None):
         self.path = Path(path)
         later = [p for p in numbered_checkpoints(self.path) if resume_at is not None and iteration_of(p) > resume_at]
+        for leftover in self.path.glob(".*.part*"):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
         if later:
             raise InputError(f"{self.path} holds a later checkpoint, {later[-1].name}: resume that one, or move it "
                              f"away to go back to iteration {resume_at}")
@@ -125,7 +127,11 @@ class RunFolder:
             saved = json.loads(self.scalars_file.read_text(encoding="utf-8"))
             self.scalars = {tag: [row for row in rows if row[1] <= resume_at] for tag, rows in saved.items()}
         if self.strengths_file.exists():
-            head, *rows = read_whole_lines(self.strengths_file) or [""]
+            lines = read_whole_lines(self.strengths_file)
+            if not lines:  # killed while it wrote the head
+                self.strengths_file.unlink()
+                return
+            head, *rows = lines
             with write_atomically(self.strengths_file) as temporary:
                 temporary.write_text("".join(f"{row}\n" for row in [head, *rows] if row == head or
                                              int(row.partition(",")[0]) <= resume_at), encoding="utf-8")
@@ -159,7 +165,10 @@ class RunFolder:
         """A point of a curve, in TensorBoard and in tensorboard.json."""
         value = float(value)
         self.writer.add_scalar(tag, value, step)
-        self.scalars.setdefault(tag, []).append([time.time(), step, value])
+        rows = self.scalars.setdefault(tag, [])
+        if rows and rows[-1][1] == step:  # an evaluation that a kill cut short is done again
+            rows.pop()
+        rows.append([time.time(), step, value])
 
     def strengths(self, strengths, step):
         """A line of strengths.csv: the strengths of all connections, one array (l+1, 2) a stage, after `step` steps."""

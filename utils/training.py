@@ -51,7 +51,7 @@ class Run:
         self.train_loader, self.eval_loader = loaders
         self.sampler = self.train_loader.batch_sampler
         self.iterations, self.class_names = iterations, class_names
-        self.iteration, self.best, self.saved_at = 0, -1.0, None
+        self.iteration, self.best, self.saved_at, self.evaluated_at = 0, -1.0, None, None
         # of this epoch's training images so far, for train/m_iou
         self.confusion = torch.zeros(network.num_classes, network.num_classes, dtype=torch.int64,
                                      device=precision.device)
@@ -72,7 +72,8 @@ class Run:
         return {"iter": self.iteration, "iterations": self.iterations, "model": model,
                 "state_dict": network.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "scaler": self.precision.scaler.state_dict(), "random_state": random_state(self.precision.device),
-                "best_m_iou": self.best, "train_confusion": self.confusion, "class_names": self.class_names,
+                "best_m_iou": self.best, "evaluated_at": self.evaluated_at,
+                "train_confusion": self.confusion, "class_names": self.class_names,
                 "settings": settings_of(self.args)}
 
     def restore(self, content):
@@ -80,6 +81,7 @@ class Run:
         self.optimizer.load_state_dict(content["optimizer"])
         self.precision.scaler.load_state_dict(content["scaler"])
         self.iteration, self.best, self.saved_at = content["iter"], content["best_m_iou"], content["iter"]
+        self.evaluated_at = content.get("evaluated_at", self.iteration)  # older runs did not say
         self.confusion.copy_(content["train_confusion"])
         set_random_state(content["random_state"], self.precision.device)
 
@@ -105,6 +107,7 @@ class Run:
         with tqdm(total=self.iterations, initial=self.iteration, unit="it", dynamic_ncols=True,
                   desc="search" if self.args.search else "train") as bar:
             report = Report(self, bar, stop)
+            self.evaluate_if_due()  # of a run that was killed between its last step and the evaluation
             while self.iteration < self.iterations and not stop.requested:
                 self.sampler.epoch, self.sampler.start = divmod(self.iteration, per_epoch)
                 if self.sampler.start == 0:
@@ -112,12 +115,18 @@ class Run:
                 train_one_epoch(self.network, self.train_loader, self.iteration, self.schedule, self.compute_losses,
                                 self.optimizer, self.precision, after_step=report)
                 self.save()  # before the evaluation, which can fail: it reads other files
-                epoch, rest = divmod(self.iteration, per_epoch)
-                last = self.iteration == self.iterations
-                if rest == 0 and (last or epoch % self.args.eval_interval == 0) and self.evaluate(epoch):
-                    self.save(best=True)
-                self.folder.flush()
+                self.evaluate_if_due()
         return self.iteration == self.iterations
+
+    def evaluate_if_due(self):
+        """At the end of every eval_interval-th epoch and of the run: evaluates, and saves that it has."""
+        epoch, rest = divmod(self.iteration, len(self.sampler))
+        last = self.iteration == self.iterations
+        due = self.iteration and rest == 0 and (last or epoch % self.args.eval_interval == 0)
+        if due and self.evaluated_at != self.iteration:
+            best = self.evaluate(epoch)
+            self.evaluated_at = self.iteration
+            self.save(best)
 
     def evaluate(self, epoch):
         """mIoU on the eval list, curves and pictures. Returns whether it is the best so far."""
@@ -202,6 +211,8 @@ class Report:
             self.shown_at = time.monotonic()
             self.bar.set_postfix(loss=f"{losses.total.item():.3f}", mIoU=f"{100 * scores(run.confusion).m_iou:.1f}%",
                                  lr=f"{run.optimizer.param_groups[0]['lr']:.2g}")
+        if run.args.save_interval and iteration % run.args.save_interval == 0 and iteration % len(run.sampler):
+            run.save()  # at the end of an epoch it is saved anyway
         return self.stop.requested
 
     def add_points(self, iteration, losses):

@@ -1,0 +1,38 @@
+"""The short form of tests/torture.py; a full disk during a save."""
+import random
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, TINY, folders
+from torture import torture
+
+
+@pytest.mark.parametrize("kind", ["search", "train"])
+def test_a_run_killed_at_random_moments_ends_as_one_never_killed(kind, tmp_path):
+    done = torture(kind, 2, random.Random(1), tmp_path)
+    assert done["resumes"] + done["new starts"] >= 1
+
+
+def test_a_full_disk_during_a_save_keeps_the_checkpoint_before(data, tmp_path):
+    """A file-size limit stands in for the full disk: the write fails half-way in the same way."""
+    command = [sys.executable, "train_sparse_mask.py", "--mask_path", "fcn", *TINY, *map(str, folders(data))]
+    subprocess.run([*command, "--max_epoch", "1", "--exp_path", str(tmp_path)], cwd=ROOT, check=True,
+                   capture_output=True)
+    folder = next(tmp_path.iterdir())
+    before = (folder / "checkpoint_3.pth.tar").read_bytes()
+    content = torch.load(folder / "checkpoint_3.pth.tar", weights_only=True)
+    content["iterations"], content["settings"]["max_epoch"] = 6, 2  # as if it had been stopped half-way
+    torch.save(content, folder / "checkpoint_3.pth.tar")
+    before = (folder / "checkpoint_3.pth.tar").read_bytes()
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+    result = subprocess.run([sys.executable, "train_sparse_mask.py", "--resume", str(folder)], cwd=ROOT, text=True,
+                            capture_output=True, preexec_fn=limit)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "cannot write" in result.stderr and "space left" in result.stderr
+    assert (folder / "checkpoint_3.pth.tar").read_bytes() == before
+    assert not list(folder.glob(".*.part*")) and not (folder / "checkpoint_6.pth.tar").exists()
