@@ -3,6 +3,7 @@ import atexit
 import functools
 import multiprocessing
 import os
+import re
 import signal
 import warnings
 
@@ -18,6 +19,7 @@ from VOC12.labels import VOID
 from VOC12.lists import read_list
 from VOC12.transforms import Sample
 
+WORKER_TROUBLE = re.compile("^DataLoader worker|shared memory|/dev/shm|No space left on device|Too many open files")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".JPG", ".JPEG", ".PNG")
 
 
@@ -189,9 +191,28 @@ def make_loader(dataset, num_workers, batches=None, pin_memory=False):
                       persistent_workers=num_workers > 0, generator=torch.Generator().manual_seed(0))
 
 
+def items(loader):
+    """Iterates over a loader's batches: Samples and LoadErrors. Raises InputError if a loader process dies."""
+    iterator = iter(loader)
+    while True:
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except (RuntimeError, OSError) as error:
+            if not WORKER_TROUBLE.search(str(error)):
+                raise
+            lines = str(error).strip().splitlines()  # of an error in a worker the whole traceback, its end last
+            reason = lines[-1 if lines[0].startswith("Caught") else 0]
+            raise InputError(f"a loader process ended before its time, as happens when memory or shared memory "
+                             f"(/dev/shm) runs out ({reason}); free some, or give a smaller --n_worker (0 loads in the "
+                             f"main process)") from None
+        yield item
+
+
 def batches(loader):
     """Iterates over a loader's batches (Samples); an InputError of a loader process is raised here."""
-    for batch in loader:
+    for batch in items(loader):
         if isinstance(batch, LoadError):
             raise InputError(batch.message)
         yield batch

@@ -1,4 +1,6 @@
 """Transforms against the plain pipeline, the dataset's files and messages, loading that no worker count changes."""
+import os
+import signal
 import struct
 import zlib
 
@@ -183,3 +185,32 @@ def test_missing_files_are_found_before_the_run(folder):
         SegmentationDataset(folder / "nowhere", folder / "gt", folder / "list.txt", 4, None)
     with pytest.raises(InputError, match="number of classes"):
         SegmentationDataset(folder / "gt", folder / "gt", folder / "list.txt", 0, None)
+
+
+class Trouble(torch.utils.data.Dataset):
+    """A dataset whose third item kills its process, or fails as one does when shared memory is full."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if index == 2 and self.kind == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if index == 2:
+            raise OSError(28, "No space left on device") if self.kind == "full" else RuntimeError("a bug")
+        return EvalTransform(8)(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["killed", "full"])
+def test_a_loader_process_that_dies_is_one_sentence(kind):
+    with pytest.raises(InputError, match="--n_worker") as error:
+        list(batches(make_loader(Trouble(kind), 1)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_bug_in_a_loader_process_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(batches(make_loader(Trouble("bug"), 1)))
