@@ -200,10 +200,10 @@ def items(loader):
         except StopIteration:
             return
         except (RuntimeError, OSError) as error:
-            if not WORKER_TROUBLE.search(str(error)):
+            lines = str(error).strip().splitlines() or [""]
+            reason = lines[-1 if lines[0].startswith("Caught") else 0]  # of an error in a worker the traceback's end
+            if not WORKER_TROUBLE.search(reason):
                 raise
-            lines = str(error).strip().splitlines()  # of an error in a worker the whole traceback, its end last
-            reason = lines[-1 if lines[0].startswith("Caught") else 0]
             raise InputError(f"a loader process ended before its time, as happens when memory or shared memory "
                              f"(/dev/shm) runs out ({reason}); free some, or give a smaller --n_worker (0 loads in the "
                              f"main process)") from None
