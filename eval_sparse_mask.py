@@ -4,6 +4,7 @@ import argparse
 from tqdm import tqdm
 
 from utils.checkpoint import read_checkpoint
+from utils.distributed import join
 from utils.engine import evaluate
 from utils.errors import InputError, run_command
 from utils.metrics import require_pixels, scores, table
@@ -34,6 +35,12 @@ def build_parser():
 
 
 def main(args):
+    with join(args.gpu) as team:
+        evaluate_checkpoint(args, team)
+
+
+def evaluate_checkpoint(args, team):
+    """The evaluation, shared among the processes of the team; the main one prints."""
     if args.batch_size is not None and args.batch_size < 1:
         raise InputError(f"--batch_size is {args.batch_size}; give at least 1")
     averaging = averaging_of(args)
@@ -43,18 +50,22 @@ def main(args):
     checkpoint.require_mask(args.mask_path)
     args.n_class = checkpoint.num_classes
     names = class_names_for(args, checkpoint.class_names)
-    device = select_device(args.gpu)
+    device = select_device(args.gpu, print if team.main else lambda _: None, team.local_rank)
     precision = Precision(args.type, device)
     network = precision.place(checkpoint.build())
-    loader = make_eval_loader(args, network.num_classes, padding_of(args, checkpoint), device)
+    loader = make_eval_loader(args, network.num_classes, padding_of(args, checkpoint), device, team)
     batch_size = args.batch_size or (GPU_BATCH if device.type == "cuda" else 1)
     with (explain_out_of_memory("give a smaller --batch_size, --type bfloat16, or --gpu -1 for the CPU"),
-          tqdm(total=len(loader), unit="image", desc="evaluate", dynamic_ncols=True) as bar):
+          tqdm(total=len(loader), unit="image", dynamic_ncols=True, disable=not team.main,
+               desc="evaluate" if team.size == 1 else f"evaluate, 1 of {team.size} shares") as bar):
         confusion = evaluate(network, loader, precision, lambda _, image, *__: bar.update(len(image)), batch_size,
-                             args.compile, averaging.wrap)
+                             args.compile, averaging.wrap, team)
+    lines = table(require_pixels(scores(confusion), args.eval_list), names)
+    if not team.main:
+        return
     if averaging.description:
         print(f"multi-scale test{averaging.description}")
-    print(table(require_pixels(scores(confusion), args.eval_list), names))
+    print(lines)
 
 
 if __name__ == "__main__":

@@ -9,24 +9,25 @@ import torch
 
 from models import FullyDenseNetwork, SparseMask, connectivity
 from models.backbones import check_backbone_name, make_backbone
-from models.layers import RELEASED_BN_MOMENTUM, freeze_bn_affine, set_bn_momentum
+from models.layers import RELEASED_BN_MOMENTUM, freeze_bn_affine, set_bn_momentum, synchronize_bn
 from models.pretrained import find_encoder_weights, load_encoder
 from models.strengths import STRENGTHS, ClampStrengths, SigmoidStrengths
 from utils.checkpoint import read_checkpoint
+from utils.distributed import join
 from utils.engine import NotFinite
-from utils.errors import InputError, run_command
+from utils.errors import InputError, OutOfMemory, run_command
 from utils.options import (HelpFormatter, add_data_options, add_model_options, check_crop_size, class_names_for,
                            make_eval_loader, option_if_given, own_encoder)
-from utils.run_folder import RunFolder, find_last_checkpoint, new_folder
-from utils.runtime import (Precision, StopRequest, add_device_options, explain_out_of_memory, seed_everything,
-                           select_device)
+from utils.run_folder import NoFolder, RunFolder, find_last_checkpoint, new_folder
+from utils.runtime import (Precision, StopRequest, add_device_options, explain_out_of_memory, make_deterministic,
+                           seed_everything, select_device)
 from utils.training import RELEASED_ITERATIONS, Run, settings_of
 from VOC12.dataset import EpochBatches, SegmentationDataset, make_loader
 from VOC12.transforms import TrainTransform
 
 FREE_ON_RESUME = {"resume", "gpu", "n_worker", "im_path", "gt_path", "training_list", "eval_list", "class_names",
                   "log_interval", "eval_interval", "compile",
-                  "save_interval", "keep_all"}  # options that may differ without changing the run
+                  "save_interval", "keep_all", "deterministic"}  # options that may differ without changing the run
 NEEDED_TO_RESUME = {"iter": int, "iterations": int, "optimizer": dict, "scaler": dict, "random_state": dict,
                     "best_m_iou": float, "train_confusion": torch.Tensor, "settings": dict}
 
@@ -47,7 +48,7 @@ def build_parser():
     add("--last_layer_lr_mult", type=float, default=10, help="times --lr: the learning rate of everything else")
     add("--decay", type=float, default=4e-5, help="weight decay")
     add("--max_epoch", type=int, default=50, help="how many times each image is seen")
-    add("--batch_size", type=int, default=16, help="images")
+    add("--batch_size", type=int, default=16, help="images a step, of all processes together")
     add("--crop_size", type=int, default=513, help="pixels; evaluation pads smaller images to it")
     add("--momentum", type=float, default=0.9, help="of the optimizer, SGD")
     add("--gamma", type=float, default=0.9, help="the learning rate falls with (1 - i/N)^gamma")
@@ -70,6 +71,10 @@ def build_parser():
         help="train: start from a whole trained network, not only its encoder: FILE, or that of --pretrained_model")
     add("--resume", metavar="RUN", help="continue a run: its folder, or a checkpoint in it")
     add("--seed", type=int, default=0, help="of the initial weights, the augmentation and the order of the images")
+    add("--deterministic", action="store_true", help="the same digits in every run on a GPU too; on a CPU they are so "
+                                                     "without")
+    add("--sync_bn", action="store_true", help="with several processes: BN takes the statistics of the whole batch, "
+                                               "not of each process's share")
     add("--compile", action="store_true", help="torch.compile the network: minutes at the start, meant for long runs "
                                                "on a GPU; on a CPU it gains nothing")
     add("--log_interval", type=int, default=100, help="iterations between two points of the curves")
@@ -160,19 +165,30 @@ def checkpoint_to_resume(args):
 
 
 def main(args):
+    with join(args.gpu) as team:
+        return search_or_train(args, team)
+
+
+def search_or_train(args, team):
+    """Sets up the run, new or resumed, and carries it out. Returns the exit code."""
     resumed = checkpoint_to_resume(args) if args.resume else None
     check_args(args)
+    if args.batch_size < team.size:
+        raise InputError(f"--batch_size is {args.batch_size}, divided among {team.size} processes; give at least one "
+                         f"image for each")
     notes = []
-    device = select_device(args.gpu, notes.append)
+    device = select_device(args.gpu, notes.append, team.local_rank)
+    if args.deterministic:
+        make_deterministic()
     precision = Precision(args.type, device)
     seed_everything(args.seed)
     source = resumed or trained_source(args)
     names = class_names_for(args, stored=source.class_names if source else None)
-    train_set = SegmentationDataset(args.im_path, args.gt_path, args.training_list, args.n_class,
-                                    TrainTransform(args.crop_size), args.seed)
-    sampler = EpochBatches(len(train_set), args.batch_size, args.seed)
-    loaders = (make_loader(train_set, args.n_worker, sampler, pin_memory=device.type == "cuda"),
-               make_eval_loader(args, args.n_class, args.crop_size, device))
+    transform = TrainTransform(args.crop_size)
+    train_set = SegmentationDataset(args.im_path, args.gt_path, args.training_list, args.n_class, transform, args.seed)
+    sampler = EpochBatches(len(train_set), args.batch_size, args.seed, team.share)
+    loaders = (make_loader(train_set, args.n_worker, sampler, device.type == "cuda", transform.empty()),
+               make_eval_loader(args, args.n_class, args.crop_size, device, team))
     iterations = len(sampler) * args.max_epoch
     if resumed and iterations != resumed.content["iterations"]:
         raise InputError(f"the run has {resumed.content['iterations']} iterations, but with the list "
@@ -185,28 +201,37 @@ def main(args):
             notes.append(f"resuming {source.path} at iteration {source.content['iter']}" if resumed else
                          f"starting from the trained network {source.path}")
         else:
-            network = new_network(args, notes.append)
+            with team.main_first():  # it may download the encoder's weights
+                network = new_network(args, notes.append)
     notes += [f"warning: {warning.message}" for warning in unread]
     if args.freeze_bn:
         freeze_bn_affine(network)
     momentum = args.bn_momentum or (RELEASED_BN_MOMENTUM if args.ft_model is not None else min(10 / iterations, 0.1))
     set_bn_momentum(network, momentum)
+    if args.sync_bn:
+        synchronize_bn(network)
     precision.place(network)
     if args.compile:
         network.compile()  # in place: names and checkpoints stay what they are
 
-    folder = RunFolder(Path(resumed.path).parent, resumed.content["iter"]) if resumed else \
-        RunFolder(new_folder(args.exp_path))
-    run = Run(args, folder, network, loaders, precision, iterations, names)
+    if not team.main:
+        folder = NoFolder()
+    elif resumed:
+        folder = RunFolder(Path(resumed.path).parent, resumed.content["iter"])
+    else:
+        folder = RunFolder(new_folder(args.exp_path))
+    run = Run(args, folder, network, loaders, precision, iterations, names, team)
     if resumed:
         run.restore(resumed.content)
     else:
         folder.save_settings(settings_of(args))
         folder.copy_source()
-        run.begin()
+        if team.main:
+            run.begin()
     for line in notes:
         folder.log(line)
-    folder.log(f"{'search' if args.search else 'training'} in {folder.path} on {device}: {len(train_set)} images, "
+    folder.log(f"{'search' if args.search else 'training'} in {folder.path} on {device}"
+               f"{f', {team.size} processes' if team.size > 1 else ''}: {len(train_set)} images, "
                f"{len(sampler)} iterations an epoch, {iterations} in all, BN momentum {momentum:.2g}")
     return carry_out(run)
 
@@ -216,23 +241,13 @@ def carry_out(run):
     folder = run.folder
     encoder = own_encoder(run.network.backbone_name)
     to_continue = f"To continue:\n  python train_sparse_mask.py --resume {shlex.quote(str(folder.path))}{encoder}"
-    try:
-        with StopRequest() as stop, \
-                explain_out_of_memory("give a smaller --batch_size or --crop_size, or --type bfloat16"):
-            finished = run.train(stop)
-    except NotFinite as error:
-        kept = sorted(str(p) for p in folder.path.glob("checkpoint_*.pth.tar"))
-        folder.log(f"stopped: {error}. {'Kept ' + ', '.join(kept) if kept else 'No checkpoint was written yet'}. "
-                   f"Lower --lr, or take a wider --type")
-        folder.close()
-        return 1
-    except InputError as error:  # a broken image, a full disk: what was learned until then is worth keeping
-        run.save_if_possible()
-        folder.note(f"stopped at iteration {run.iteration}: {error}")
-        if run.saved_at is not None:
-            folder.log(f"Saved at iteration {run.saved_at}. {to_continue}")
-        folder.close()
-        raise
+    with StopRequest(run.team) as stop:
+        try:
+            with (run.team.lost_is_said(),
+                  explain_out_of_memory("give a smaller --batch_size or --crop_size, or --type bfloat16")):
+                finished = run.train(stop)
+        except (NotFinite, InputError) as error:
+            return give_up(run, error, to_continue)
     if not finished:
         folder.log(f"stopped at iteration {run.iteration} and saved. {to_continue}")
         folder.close()
@@ -247,6 +262,25 @@ def carry_out(run):
     folder.log(f"done: {last}\nnext: {following}")
     folder.close()
     return 0
+
+
+def give_up(run, error, to_continue):
+    """After an error in the training: tells the other processes, saves what can be saved, and says so."""
+    folder = run.folder
+    if not isinstance(error, OutOfMemory):
+        run.team.announce(error)
+    if isinstance(error, NotFinite):
+        kept = sorted(str(p) for p in folder.path.glob("checkpoint_*.pth.tar"))
+        folder.log(f"stopped: {error}. {'Kept ' + ', '.join(kept) if kept else 'No checkpoint was written yet'}. "
+                   f"Lower --lr, or take a wider --type")
+        folder.close()
+        return 1
+    run.save_if_possible()  # a broken image, a full disk: what was learned until then is worth keeping
+    folder.note(f"stopped at iteration {run.iteration}: {error}")
+    if run.saved_at is not None:
+        folder.log(f"Saved at iteration {run.saved_at}. {to_continue}")
+    folder.close()
+    raise error
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from VOC12.labels import VOID
 from VOC12.lists import read_list
 from VOC12.transforms import Sample
 
-WORKER_TROUBLE = re.compile("^DataLoader worker|shared memory|/dev/shm|No space left on device|Too many open files")
+WORKER_TROUBLE = re.compile("^DataLoader worker|shared memory|/dev/shm|No space left on device|Too many open files|"
+                            "Connection reset by peer")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".JPG", ".JPEG", ".PNG")
 
 
@@ -117,11 +118,12 @@ def read_label(path, num_classes):
 class EpochBatches(Sampler):
     """Batches of keys (epoch, index): shuffled by (seed, epoch) alone, so that any epoch can begin at any batch.
 
-    Set `epoch` and `start` (first batch) before iterating. The last batch may be smaller.
+    Set `epoch` and `start` (first batch) before iterating. The last batch may be smaller. share: list of keys -> the
+    part of a batch that this process takes, where several share it; of the last one it may be empty.
     """
 
-    def __init__(self, num_samples, batch_size, seed):
-        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+    def __init__(self, num_samples, batch_size, seed, share=lambda keys: keys):
+        self.num_samples, self.batch_size, self.seed, self.share = num_samples, batch_size, seed, share
         self.epoch, self.start = 0, 0
 
     def __len__(self):
@@ -132,7 +134,7 @@ class EpochBatches(Sampler):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_samples).tolist()
         for batch in range(self.start, len(self)):
             chosen = order[batch * self.batch_size:(batch + 1) * self.batch_size]
-            yield [(self.epoch, index) for index in chosen]
+            yield self.share([(self.epoch, index) for index in chosen])
 
 
 class LoadError:
@@ -158,8 +160,10 @@ class Guarded(Dataset):
             return LoadError(str(error))
 
 
-def collate(samples):
-    """List of Samples -> one Sample with a first axis N, or the first LoadError among them."""
+def collate(samples, empty=None):
+    """List of Samples -> one Sample with a first axis N, or the first LoadError among them; of no Samples, `empty`."""
+    if not samples:
+        return empty
     for sample in samples:
         if isinstance(sample, LoadError):
             return sample
@@ -180,13 +184,16 @@ def leave_signals(closing, _):
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.value else None)
 
 
-def make_loader(dataset, num_workers, batches=None, pin_memory=False):
+def make_loader(dataset, num_workers, batches=None, pin_memory=False, empty=None):
     """A DataLoader over `batches` (an EpochBatches), or over the dataset in order, one image at a time, if None.
+
+    empty: what a batch without samples becomes.
 
     It has a generator of its own: loading must not consume the random numbers of training.
     """
     order = {"batch_size": 1} if batches is None else {"batch_sampler": batches}
-    return DataLoader(Guarded(dataset), **order, num_workers=num_workers, collate_fn=collate, pin_memory=pin_memory,
+    return DataLoader(Guarded(dataset), **order, num_workers=num_workers, pin_memory=pin_memory,
+                      collate_fn=functools.partial(collate, empty=empty),
                       worker_init_fn=functools.partial(leave_signals, closing_flag()),
                       persistent_workers=num_workers > 0, generator=torch.Generator().manual_seed(0))
 

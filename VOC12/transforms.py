@@ -79,6 +79,12 @@ class TrainTransform:
             image, label, left = image[:, ::-1], label[:, ::-1], crop - left - label.shape[1]
         return place(image, label, (crop, crop), top, left)
 
+    def empty(self):
+        """A batch of no Samples."""
+        return Sample(torch.empty(0, self.crop_size, self.crop_size, 3, dtype=torch.uint8),
+                      torch.empty(0, self.crop_size, self.crop_size, dtype=torch.uint8),
+                      torch.empty(0, 4, dtype=torch.int64))
+
 
 class EvalTransform:
     """No scaling, no cropping; padded equally on both sides to at least min_size x min_size pixels."""

@@ -28,15 +28,15 @@ def total_sparse_loss(strengths):
     return sum(sparse_loss(p, sparsity_target(p.numel())) for p in strengths)
 
 
-def pixel_cross_entropy(logits, label):
+def pixel_cross_entropy(logits, label, pixels=None):
     """Mean cross-entropy over the pixels that are not void.
 
     logits (N, classes, H, W), already of the label's size (`resize_logits`); label int64 (N, H, W). A batch of void
-    alone has loss 0, not NaN.
+    alone has loss 0, not NaN. pixels: what to divide the sum by, where the label is only part of a batch.
     """
     rows = logits.permute(0, 2, 3, 1).flatten(0, 2)  # a pixel's classes side by side: the fast case of the softmax
     total = F.cross_entropy(rows, label.flatten(), ignore_index=VOID, reduction="sum")
-    return total / (label != VOID).sum().clamp(min=1)
+    return total / ((label != VOID).sum().clamp(min=1) if pixels is None else pixels)
 
 
 def resize_logits(logits, label):

@@ -7,8 +7,8 @@ from torch import nn
 
 from models import connectivity as conn
 from models.fusion import Decoder, Term
-from models.layers import (EPS, BatchNorm2d, freeze_bn_affine, initialize, pixels, projected_moments,
-                           update_statistics)
+from models.layers import (EPS, BatchNorm2d, freeze_bn_affine, initialize, moments, pixels, projected_moments,
+                           shared_statistics, update_statistics)
 from models.network import SegmentationNetwork
 from models.strengths import make_strengths
 
@@ -86,14 +86,19 @@ class FullyDenseNetwork(SegmentationNetwork):
                        for name in ("weight", "bias"))
         rows = pixels(x)
         n = len(rows)
+        few = not (weight.shape[1] <= len(weight) and n >= MANY_PIXELS * len(weight))
+        together = self.training and norms[0].synchronized
         batch_statistics = self.training and n > 1  # one value a channel has no variance: see BatchNorm2d
-        if batch_statistics and not (weight.shape[1] <= len(weight) and n >= MANY_PIXELS * len(weight)):
+        if batch_statistics and few and not together:
             mean, var = torch.zeros_like(beta), torch.ones_like(beta)
             y = F.batch_norm(F.conv2d(x, weight[..., None, None]), mean, var, gamma, beta, True, 1.0, EPS)
             update_statistics(norms, mean, var)
             return [[Term(part)] for part in y.split(self.depth, dim=1)]
         with torch.autocast(x.device.type, enabled=False):  # a variance needs more digits than bfloat16 has
-            if batch_statistics:
+            if together:
+                mean, var = moments(rows.to(weight.dtype) @ weight.t()) if few else projected_moments(rows, weight)
+                mean, var = shared_statistics(norms, mean, var, n)
+            elif batch_statistics:
                 mean, var = projected_moments(rows, weight)
                 update_statistics(norms, mean, var * (n / (n - 1)))
             else:

@@ -9,7 +9,7 @@ from conftest import ROOT, random_batch
 
 from models import SparseMask, connectivity
 from utils.errors import InputError
-from utils.exporting import Deployed, export_onnx, export_torch, metadata, require_equal
+from utils.exporting import ONNX_FROM, Deployed, export_onnx, export_torch, metadata, require_equal
 from test_networks import randomize
 
 
@@ -33,6 +33,10 @@ def expected(network, image, output):
 def test_onnx(network, output, tmp_path):
     onnxruntime, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
+    if tuple(map(int, torch.__version__.split(".")[:2])) < ONNX_FROM:
+        with pytest.raises(InputError, match="ONNX needs PyTorch"):
+            export_onnx(Deployed(network, output), tmp_path / "n.onnx", {})
+        return
     path = tmp_path / "n.onnx"
     export_onnx(Deployed(network, output), path, metadata(network, list("abcde"), output))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

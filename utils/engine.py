@@ -6,8 +6,10 @@ import torch
 
 from models.inference import for_inference
 from models.losses import pixel_cross_entropy, resize_logits, total_sparse_loss
+from utils.distributed import ALONE
 from utils.metrics import confusion_matrix
 from VOC12.dataset import batches, join_equal
+from VOC12.labels import VOID
 
 
 class NotFinite(Exception):
@@ -21,19 +23,27 @@ class Losses:
     task: torch.Tensor
     sparse: torch.Tensor | None = None
 
+    def of_all(self, team):
+        """The whole batch's, detached: each process has scaled its share so that their mean is that."""
+        parts = [part.detach() for part in (self.total, self.task, self.sparse) if part is not None]
+        return Losses(*(team.sum(torch.stack(parts)) / team.size).unbind() if team.size > 1 else parts)
 
-def search_losses(network, image, label, sparse_weight):
-    """Forward pass and losses of the supernet (spec section 5). Returns (Losses, logits of the label's size)."""
+
+def search_losses(network, image, label, sparse_weight, forward=None, pixels=None):
+    """Forward pass and losses of the supernet (spec section 5). Returns (Losses, logits of the label's size).
+
+    forward: what is called instead of the network, DistributedDataParallel around it; pixels: see pixel_cross_entropy.
+    """
     strengths = network.draw_strengths()  # once: the forward pass and the sparse loss see the same noise
-    logits = resize_logits(network(image, strengths), label)
-    task, sparse = pixel_cross_entropy(logits, label), total_sparse_loss(strengths)
+    logits = resize_logits((forward or network)(image, strengths), label)
+    task, sparse = pixel_cross_entropy(logits, label, pixels), total_sparse_loss(strengths)
     return Losses(task + sparse_weight * sparse, task, sparse), logits
 
 
-def train_losses(network, image, label):
-    """Forward pass and loss of a SparseMask. Returns (Losses, logits of the label's size)."""
-    logits = resize_logits(network(image), label)
-    task = pixel_cross_entropy(logits, label)
+def train_losses(network, image, label, forward=None, pixels=None):
+    """Forward pass and loss of a SparseMask, as in search_losses. Returns (Losses, logits of the label's size)."""
+    logits = resize_logits((forward or network)(image), label)
+    task = pixel_cross_entropy(logits, label, pixels)
     return Losses(task, task), logits
 
 
@@ -60,45 +70,54 @@ class Schedule:
             network.strengths.anneal(max(late, 0.0), self.beta_end)
 
 
-def train_step(network, image, label, compute_losses, optimizer, precision):
-    """One optimizer step. Returns (Losses, predictions int64 (N, H, W)). Raises NotFinite before the weights change."""
+def train_step(network, image, label, compute_losses, optimizer, precision, team=ALONE):
+    """One optimizer step of all processes, each with its share of the batch.
+
+    Returns (Losses of the whole batch, predictions int64 (N, H, W)). Raises NotFinite before the weights change.
+    """
+    pixels = team.pixels((label != VOID).sum())
     with precision.autocast():
-        losses, logits = compute_losses(network, image, label)
-    if not math.isfinite(losses.total.item()):
-        raise NotFinite(f"the loss is {losses.total.item()} (cross-entropy {losses.task.item()})")
+        losses, logits = compute_losses(network, image, label, pixels=pixels)
+    whole = losses.of_all(team)
+    if not math.isfinite(whole.total.item()):
+        raise NotFinite(f"the loss is {whole.total.item()} (cross-entropy {whole.task.item()})")
     optimizer.zero_grad(set_to_none=True)
     precision.scaler.scale(losses.total).backward()
     precision.scaler.step(optimizer)
     precision.scaler.update()
     if hasattr(network, "clamp_strengths"):
         network.clamp_strengths()
-    return losses, logits.detach().argmax(1)
+    return whole, logits.detach().argmax(1)
 
 
-def train_one_epoch(network, loader, start, schedule, compute_losses, optimizer, precision, after_step):
+def train_one_epoch(network, loader, start, schedule, compute_losses, optimizer, precision, after_step,
+                    stop=lambda: False, team=ALONE):
     """The steps of the rest of an epoch. start: iterations done before.
 
-    after_step(iterations done, Losses, confusion matrix of this step) -> whether to stop here.
+    after_step(iterations done, Losses, confusion matrix of this step); stop() -> whether to stop before the next step.
     Returns the iterations done. Raises NotFinite, naming the iteration.
     """
     network.train()
     iteration = start
     for sample in batches(loader):
+        if team.exchange(stop()):
+            break
         schedule.apply(iteration, optimizer, network)
         image, label = precision.batch(sample)
         try:
-            losses, prediction = train_step(network, image, label, compute_losses, optimizer, precision)
+            losses, prediction = train_step(network, image, label, compute_losses, optimizer, precision, team)
         except NotFinite as error:
             raise NotFinite(f"{error} at iteration {iteration + 1}") from None
         iteration += 1
-        if after_step(iteration, losses, confusion_matrix(prediction, label, network.num_classes)):
-            break
+        after_step(iteration, losses, team.sum(confusion_matrix(prediction, label, network.num_classes)))
     return iteration
 
 
 @torch.no_grad()
-def evaluate(network, loader, precision, on_image=None, batch_size=1, compiled=False, wrap=None):
-    """Confusion matrix (classes, classes) over a loader, in evaluation mode; the network stays as it is.
+def evaluate(network, loader, precision, on_image=None, batch_size=1, compiled=False, wrap=None, team=ALONE):
+    """Confusion matrix (classes, classes) over the loaders of all processes, in evaluation mode.
+
+    The network stays as it is.
 
     on_image(index, image, prediction, label), if given, is called with each batch (tensors on the device) and the
     number of batches before it. Images of equal size go through the network batch_size at a time. Void pixels, the
@@ -115,4 +134,5 @@ def evaluate(network, loader, precision, on_image=None, batch_size=1, compiled=F
         confusion += confusion_matrix(prediction, label, network.num_classes)
         if on_image is not None:
             on_image(index, image, prediction, label)
-    return confusion
+    team.exchange()
+    return team.sum(confusion)

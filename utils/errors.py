@@ -7,6 +7,14 @@ class InputError(ValueError):
     """Something that the user gave is wrong. The message says what came, what was expected and how to mend it."""
 
 
+class OutOfMemory(InputError):
+    """The GPU's memory is too small for what was asked."""
+
+
+class StoppedElsewhere(Exception):
+    """Another process of the run failed, and the main one says why: this one ends without a word."""
+
+
 def given_options(parser, argv=None):
     """Names of the options that `argv` (default: the command line) sets."""
     unset = object()
@@ -27,6 +35,8 @@ def run_command(main, parser, argv=None):
         code = main(args)
     except InputError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        code = 2
+    except StoppedElsewhere:
         code = 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped", file=sys.stderr)

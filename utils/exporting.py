@@ -17,6 +17,7 @@ from VOC12.transforms import MEAN, STD
 OUTPUTS = ("logits", "resized", "classes")
 EXAMPLE = (2, 97, 161)  # batch, height, width that the network is traced with
 CHECKS = ((2, 97, 161), (1, 130, 75), (3, 64, 201))  # other sizes, not square, that it is compared at
+ONNX_FROM = (2, 7)  # PyTorch 2.6 cannot translate a resize to an open size
 TOLERANCE = 1e-4  # of the largest logit
 SAME_CLASSES = 0.999  # share of pixels: where two classes tie, rounding decides
 SMALLEST = 33  # pixels a side
@@ -124,6 +125,9 @@ def export_onnx(module, path, notes):
     except ImportError as error:
         raise InputError(f"ONNX needs packages that are not installed ({error}); pip install onnx onnxscript "
                          f"onnxruntime, or give --out a name that ends in .pt2 for torch.export") from None
+    if tuple(map(int, torch.__version__.split(".")[:2])) < ONNX_FROM:
+        raise InputError(f"ONNX needs PyTorch {'.'.join(map(str, ONNX_FROM))} or newer, for its sizes stay open, and this "
+                         f"is {torch.__version__}; update it, or give --out a name that ends in .pt2 for torch.export")
     with quiet():
         model = torch.onnx.export(trace(module), dynamo=True, input_names=["image"], output_names=[module.output],
                                   verbose=False).model_proto

@@ -3,6 +3,8 @@ import argparse
 import shlex
 from typing import NamedTuple
 
+from torch.utils.data import Subset
+
 from models.inference import Averaged
 from utils.errors import InputError
 from VOC12.dataset import SegmentationDataset, make_loader
@@ -109,9 +111,11 @@ def own_encoder(backbone):
     return f" --backbone_name {shlex.quote(backbone)}" if ":" in backbone else ""
 
 
-def make_eval_loader(args, num_classes, min_size, device):
-    """The loader of the eval list: one image at a time, padded to at least min_size pixels a side."""
+def make_eval_loader(args, num_classes, min_size, device, team):
+    """The loader of this process's share of the eval list: one image at a time, padded to at least min_size pixels."""
     if args.n_worker < 0:
         raise InputError(f"--n_worker is {args.n_worker}; give a number from 0 up")
     dataset = SegmentationDataset(args.im_path, args.gt_path, args.eval_list, num_classes, EvalTransform(min_size))
+    if team.size > 1:
+        dataset = Subset(dataset, team.share(range(len(dataset))))
     return make_loader(dataset, args.n_worker, pin_memory=device.type == "cuda")

@@ -100,6 +100,15 @@ def said_if_unwritable(path):
                          f"give a folder that can be written and has space left") from error
 
 
+class NoFolder:
+    """Stands in for a RunFolder in the processes that write nothing: its methods do nothing."""
+    path = Path(".")
+
+    def __getattr__(self, name):
+        getattr(RunFolder, name)  # an AttributeError for what a RunFolder has not
+        return lambda *_, **__: None
+
+
 class RunFolder:
     """Writes a run's log, curves and checkpoints. `resume_at`: the iteration that a resumed run continues from."""
 

@@ -1,6 +1,7 @@
 """Device, precision, seeds and signals: what a run needs from the machine."""
 import contextlib
 import ctypes
+import os
 import random
 import signal
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.errors import InputError
+from utils.errors import InputError, OutOfMemory
 from VOC12.transforms import to_network
 
 TYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -24,10 +25,21 @@ def add_device_options(parser):
                         help="float16 and bfloat16 are mixed precision (autocast); float64 computes in double")
 
 
-def select_device(gpu, log=print):
-    """--gpu -> torch.device. -1 is the CPU; a machine without CUDA uses the CPU and says so."""
+def select_device(gpu, log=print, local_rank=None):
+    """--gpu -> torch.device. -1 is the CPU; a machine without CUDA uses the CPU and says so.
+
+    local_rank: the process's number on its machine if torchrun started it, and then its GPU's.
+    """
     if gpu < -1:
         raise InputError(f"--gpu is {gpu}; give the index of a device, or -1 for the CPU")
+    if local_rank is not None and gpu != -1 and torch.cuda.is_available():
+        if gpu > 0:
+            raise InputError(f"--gpu is {gpu}, but torchrun's processes take a GPU each, counted from 0; leave --gpu "
+                             f"out (CUDA_VISIBLE_DEVICES chooses GPUs), or give -1 for the CPU")
+        if local_rank >= torch.cuda.device_count():
+            raise InputError(f"there are more processes on this machine than its {torch.cuda.device_count()} CUDA "
+                             f"devices; give torchrun --nproc_per_node={torch.cuda.device_count()}, or --gpu -1")
+        gpu = local_rank
     if gpu == -1 or not torch.cuda.is_available():
         if gpu != -1:
             log("no CUDA device here: running on the CPU")
@@ -95,24 +107,37 @@ def set_random_state(state, device):
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
+def make_deterministic():
+    """--deterministic: only algorithms that give the same digits in every run, also on a GPU, where some do not."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
 @contextlib.contextmanager
 def explain_out_of_memory(advice):
-    """Turns the GPU's running out of memory into an InputError that says what to do."""
+    """Turns the GPU's running out of memory into an InputError that says what to do. So too for --deterministic."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise InputError(f"the GPU ran out of memory ({str(error).splitlines()[0]}); {advice}") from None
+        raise OutOfMemory(f"the GPU ran out of memory ({str(error).splitlines()[0]}); {advice}") from None
+    except RuntimeError as error:
+        if "deterministic implementation" not in str(error):
+            raise
+        raise InputError(f"--deterministic is impossible here ({str(error).split('.')[0]}); leave it out, or take "
+                         f"--gpu -1") from None
 
 
 class StopRequest:
     """Turns the first Ctrl-C or SIGTERM into `requested`, which the training loop reads between two steps.
 
-    A second signal stops at once. Use as a context manager; outside it signals work as before.
+    A second signal stops at once. Use as a context manager; outside it signals work as before. Under torchrun, which
+    sends signals of its own and kills what does not end in half a minute, a second one changes nothing.
     """
 
-    def __init__(self):
+    def __init__(self, team):
         self.requested = False
-        self.before = {}
+        self.before, self.team = {}, team
 
     def __enter__(self):
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -125,7 +150,9 @@ class StopRequest:
 
     def handle(self, number, frame):
         """The signal handler."""
-        if self.requested:
+        if self.requested and self.team.size == 1:
             raise KeyboardInterrupt
+        if self.team.main and not self.requested:
+            tqdm.write("stopping after this step or evaluation, and saving" +
+                       ("; once more stops at once, without saving" if self.team.size == 1 else ""))
         self.requested = True
-        tqdm.write("stopping after this step or evaluation, and saving; once more stops at once, without saving")

@@ -46,8 +46,8 @@ def warmup_of(network, args):
 class Run:
     """A run in progress: what `main` sets up, advances epoch by epoch, and saves."""
 
-    def __init__(self, args, folder, network, loaders, precision, iterations, class_names):
-        self.args, self.folder, self.network, self.precision = args, folder, network, precision
+    def __init__(self, args, folder, network, loaders, precision, iterations, class_names, team):
+        self.team, self.args, self.folder, self.network, self.precision = team, args, folder, network, precision
         self.train_loader, self.eval_loader = loaders
         self.sampler = self.train_loader.batch_sampler
         self.iterations, self.class_names = iterations, class_names
@@ -58,8 +58,9 @@ class Run:
         self.optimizer = make_optimizer(network, args, iterations)
         self.schedule = Schedule(iterations, args.gamma, warmup_of(network, args) if args.search else 0.0,
                                  args.beta_end)
-        self.compute_losses = (functools.partial(search_losses, sparse_weight=args.sparse) if args.search
-                               else train_losses)
+        forward = team.wrap(network)
+        self.compute_losses = (functools.partial(search_losses, sparse_weight=args.sparse, forward=forward)
+                               if args.search else functools.partial(train_losses, forward=forward))
 
     def state(self):
         """The content of a checkpoint: all that rebuilds the network and continues the run."""
@@ -87,10 +88,12 @@ class Run:
 
     def save(self, best=False):
         """A checkpoint of this moment. Raises NotFinite if the weights are broken: the last good one stays."""
+        self.schedule.apply(self.iteration, self.optimizer, self.network)  # a finished search holds its final strengths
+        if not self.team.main:
+            return
         for name, value in self.network.state_dict().items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise NotFinite(f"{name} is no longer finite after iteration {self.iteration}")
-        self.schedule.apply(self.iteration, self.optimizer, self.network)  # a finished search holds its final strengths
         self.folder.save_checkpoint(self.state(), best, self.args.keep_all)
         self.saved_at = self.iteration
         self.folder.flush()
@@ -102,18 +105,18 @@ class Run:
                 self.save()
 
     def train(self, stop):
-        """Runs to the end or until stop.requested, and saves. Returns whether the end was reached."""
+        """Runs to the end or until stop.requested in any process, and saves. Returns whether the end was reached."""
         per_epoch = len(self.sampler)
         with tqdm(total=self.iterations, initial=self.iteration, unit="it", dynamic_ncols=True,
-                  desc="search" if self.args.search else "train") as bar:
-            report = Report(self, bar, stop)
+                  desc="search" if self.args.search else "train", disable=not self.team.main) as bar:
+            report = Report(self, bar)
             self.evaluate_if_due()  # of a run that was killed between its last step and the evaluation
-            while self.iteration < self.iterations and not stop.requested:
+            while self.iteration < self.iterations and not self.team.exchange(stop.requested):
                 self.sampler.epoch, self.sampler.start = divmod(self.iteration, per_epoch)
                 if self.sampler.start == 0:
                     self.confusion.zero_()
                 train_one_epoch(self.network, self.train_loader, self.iteration, self.schedule, self.compute_losses,
-                                self.optimizer, self.precision, after_step=report)
+                                self.optimizer, self.precision, report, lambda: stop.requested, self.team)
                 self.save()  # before the evaluation, which can fail: it reads other files
                 self.evaluate_if_due()
         return self.iteration == self.iterations
@@ -130,8 +133,19 @@ class Run:
 
     def evaluate(self, epoch):
         """mIoU on the eval list, curves and pictures. Returns whether it is the best so far."""
-        confusion = evaluate(self.network, self.eval_loader, self.precision, self.show_first)
+        self.team.exchange()
+        self.team.share_buffers(self.network)
+        confusion = evaluate(self.network, self.eval_loader, self.precision,
+                             self.show_first if self.team.main else None, team=self.team)
         result = require_pixels(scores(confusion), self.args.eval_list)
+        if self.team.main:
+            self.log_evaluation(epoch, result)
+        improved = result.m_iou > self.best
+        self.best = max(self.best, result.m_iou)
+        return improved
+
+    def log_evaluation(self, epoch, result):
+        """A line, the curves, and of a search the state of its strengths."""
         self.folder.scalar("val/m_iou", result.m_iou, self.iteration)
         line = f"epoch {epoch}, iteration {self.iteration}: val mIoU {100 * result.m_iou:.2f} %"
         if self.args.search:
@@ -139,9 +153,6 @@ class Run:
                     f"strengths above {connectivity.DEFAULT_THRESHOLD:g}"
         self.folder.histograms(self.network, self.iteration)
         self.folder.log(line)
-        improved = result.m_iou > self.best
-        self.best = max(self.best, result.m_iou)
-        return improved
 
     def show_first(self, index, image, prediction, label):
         """The first images of the eval list, with predictions and truths, as pictures; the very first has no number."""
@@ -189,13 +200,10 @@ class Run:
 
 
 class Report:
-    """What a step leaves behind: the bar's figures, and every log_interval a point of each curve.
+    """What a step leaves behind: the bar's figures, and every log_interval a point of each curve."""
 
-    Called after each step, it returns whether to stop here.
-    """
-
-    def __init__(self, run, bar, stop):
-        self.run, self.bar, self.stop = run, bar, stop
+    def __init__(self, run, bar):
+        self.run, self.bar = run, bar
         self.shown_at = 0.0  # time of the bar's figures: reading them waits for the GPU, so not at every step
         self.tags = ("train/backbone_lr", "train/decoder_lr", "train/strengths_lr") if run.args.search else \
                     ("train/base_lr", "train/last_layer_lr")
@@ -204,6 +212,14 @@ class Report:
         run = self.run
         run.iteration = iteration
         run.confusion += confusion
+        if run.team.main:
+            self.show(iteration, losses)
+        if run.args.save_interval and iteration % run.args.save_interval == 0 and iteration % len(run.sampler):
+            run.save()  # at the end of an epoch it is saved anyway
+
+    def show(self, iteration, losses):
+        """The bar, a few times a second, and the curves."""
+        run = self.run
         if iteration % run.args.log_interval == 0:
             self.add_points(iteration, losses)
         self.bar.update()
@@ -211,9 +227,6 @@ class Report:
             self.shown_at = time.monotonic()
             self.bar.set_postfix(loss=f"{losses.total.item():.3f}", mIoU=f"{100 * scores(run.confusion).m_iou:.1f}%",
                                  lr=f"{run.optimizer.param_groups[0]['lr']:.2g}")
-        if run.args.save_interval and iteration % run.args.save_interval == 0 and iteration % len(run.sampler):
-            run.save()  # at the end of an epoch it is saved anyway
-        return self.stop.requested
 
     def add_points(self, iteration, losses):
         """A point of each curve of spec section 8."""
