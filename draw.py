@@ -51,6 +51,8 @@ def main(args):
         raise InputError(f"draw.py needs matplotlib ({error}); pip install matplotlib") from None
     if not 0 <= args.thres < 1:
         raise InputError(f"--thres is {args.thres}; strengths are between 0 and 1, so give one from 0 to below 1")
+    if args.depth < 1:
+        raise InputError(f"--depth is {args.depth}; give at least 1")
     given = option_if_given(args, "backbone_name")
     source = Path(args.source)
     is_run = os.path.isdir(source)

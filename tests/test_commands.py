@@ -1,5 +1,4 @@
 """The four scripts as commands, end to end on a few tiny images: what they write, resume, and say of bad input."""
-import importlib
 import json
 import os
 import re
@@ -324,106 +323,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert re.search(r"stopped: .* iteration \d+", printed)
     for checkpoint in only_run(tmp_path).glob("*.pth.tar"):
         assert all(torch.isfinite(v).all() for v in read_checkpoint(checkpoint).state.values())
-
-
-def bad_inputs(path, data):
-    """(command, words that the sentence must hold)."""
-    train, prune, evaluate = "train_sparse_mask.py", "prune.py", "eval_sparse_mask.py"
-    tmp = path["out"]
-    np.save(tmp / "shape.npy", np.zeros((9, 9), bool))
-    np.save(tmp / "object.npy", np.array([{}], object), allow_pickle=True)
-    dangling = connectivity.fcn()
-    dangling[8, 4, 1] = True
-    np.save(tmp / "dangling.npy", dangling)
-    (tmp / "cut.pth.tar").write_bytes(path["checkpoint"].read_bytes()[:5000])
-    torch.save({"state_dict": {"features": torch.zeros(3)}}, tmp / "nothing.pth")
-    torch.save({"state_dict": torch.load(path["checkpoint"], weights_only=True)["state_dict"], "settings": {}},
-               tmp / "incomplete.pth.tar")
-    (tmp / "bad_list.txt").write_text("n5\nmissing\n")
-    (tmp / "file").write_text("")
-    lists = folders(data)
-    mask = ["--mask_path", "fcn"]
-    return [
-        ([train, *TINY, *lists], ["--search", "--mask_path"]),
-        ([train, "--search", *mask, *TINY, *lists], ["--mask_path"]),
-        ([train, *mask, *TINY, *lists, "--n_class", 0], ["--n_class is 0"]),
-        ([train, *mask, *TINY, *lists, "--lr", "nan"], ["--lr"]),
-        ([evaluate, "--pretrained_model", path["checkpoint"], "--batch_size", 0], ["--batch_size is 0"]),
-        ([train, *mask, *TINY, *lists, "--crop_size", 31], ["--crop_size is 31"]),
-        ([train, *mask, *TINY, *lists, "--n_class", 2], ["value 2", "n_class"]),
-        ([train, *mask, *TINY, *lists, "--backbone_name", "vgg"], ["vgg", "mobilenet_v2"]),
-        ([train, *mask, *TINY, *lists, "--exp_path", tmp / "file"], ["file"]),
-        ([train, *mask, *TINY, *lists, "--eval_list", tmp / "bad_list.txt"], ["'missing'", "bad_list.txt"]),
-        ([train, *mask, *TINY, *lists, "--eval_list", tmp / "none.txt"], ["none.txt", "does not exist"]),
-        ([train, *mask, *TINY, *lists, "--class_names", tmp / "bad_list.txt"], ["2 class names", "3 classes"]),
-        ([train, *mask, *TINY, *lists, "--pretrained_model", tmp / "nothing.pth"], ["none of the 1 tensors"]),
-        ([train, *mask, *TINY, *lists, "--pretrained_model", tmp / "file"], ["cannot be read"]),
-        ([train, "--mask_path", tmp / "shape.npy", *TINY, *lists], ["shape.npy", "(9, 9)", "(L, L, 2)"]),
-        ([train, "--mask_path", tmp / "object.npy", *TINY, *lists], ["object.npy"]),
-        ([train, "--mask_path", tmp / "dangling.npy", *TINY, *lists], ["stage 8 reads D[3]"]),
-        ([train, "--mask_path", tmp / "none.npy", *TINY, *lists], ["none.npy", "does not exist"]),
-        ([train, "--ft_model", path["search_checkpoint"], *TINY, *lists], ["is of a search"]),
-        ([train, "--ft_model", path["checkpoint"], *TINY, *lists, "--n_class", 4], ["classes 3", "4 was given"]),
-        ([train, "--resume", tmp / "nothing"], ["does not exist"]),
-        ([train, *mask, *TINY, *lists, "--strength_warmup", 1], ["--strength_warmup is 1"]),
-        ([train, *mask, *TINY, *lists, "--seed", 2 ** 64], ["--seed", "2^63"]),
-        ([train, *mask, *TINY, *lists, "--crop_size", 10 ** 9], ["--crop_size"]),
-        ([train, *mask, *TINY, *lists, "--backbone_name", "torch.nn:Linear"], ["torch.nn:Linear"]),
-        ([train, *mask, *TINY, *lists, "--eval_list", tmp / ("a" * 300)], ["cannot be reached"]),
-        ([train, "--resume", tmp / "incomplete.pth.tar"], ["cannot be resumed", "optimizer"]),
-        ([prune, "--checkpoint", path["checkpoint"]], ["is of training"]),
-        ([prune, "--checkpoint", tmp / "found.pth.tar", "--backbone_name", "vgg"], ["vgg"]),
-        ([prune, "--checkpoint", tmp / "cut.pth.tar"], ["cut.pth.tar", "cannot be read"]),
-        ([prune, "--checkpoint", tmp / "nothing.pth"], ["no checkpoint of a search or a training"]),
-        ([prune, "--checkpoint", tmp / "found.pth.tar", "--depth", 8], ["depth 4", "8 was given"]),
-        ([prune, "--checkpoint", tmp / "found.pth.tar", "--thres", 1.5], ["threshold is 1.5"]),
-        ([prune, "--checkpoint", tmp / "weak.pth.tar"], ["nothing is left"]),
-        ([evaluate, "--pretrained_model", path["search_checkpoint"], *folders(data, False)], ["is of a search"]),
-        ([evaluate, "--pretrained_model", path["checkpoint"], *folders(data, False), "--mask_path", "unet"],
-         ["unet", "not the connectivity"]),
-        ([evaluate, "--pretrained_model", path["checkpoint"], *folders(data, False), "--gpu", -2], ["--gpu is -2"]),
-        ([evaluate, "--pretrained_model", path["checkpoint"], *folders(data, False), "--scales", 1, 0],
-         ["--scales has 0"]),
-        (["predict.py", tmp / "nothing", "--checkpoint", path["checkpoint"]], ["names no image"]),
-        (["predict.py", tmp, "--checkpoint", path["search_checkpoint"]], ["is of a search"]),
-        (["predict.py", data / "img", "--checkpoint", path["checkpoint"], "--n_worker", -1], ["--n_worker is -1"]),
-        (["predict.py", data / "img", "--checkpoint", path["checkpoint"], "--scales", "nan"], ["--scales has nan"]),
-        (["predict.py", data / "img", "--checkpoint", path["checkpoint"], "--out", tmp / "file"], ["cannot write"]),
-        (["draw.py", tmp], ["no checkpoint_ITER"]),
-        (["draw.py", tmp / "cut.pth.tar"], ["cut.pth.tar", "cannot be read"]),
-        (["draw.py", "nonsense"], ["nonsense", "does not exist"]),
-        (["draw.py", tmp / "shape.npy"], ["shape.npy", "(L, L, 2)"]),
-        (["draw.py", "unet", "--out", tmp / "file"], ["cannot write"]),
-        (["draw.py", tmp / "found.pth.tar", "--thres", 2], ["--thres is 2"]),
-        (["measure.py", "nonsense"], ["nonsense", "does not exist"]),
-        (["measure.py", "unet", "--size", 8, 64], ["--size has 8"]),
-        (["measure.py", "unet", "--runs", 0], ["--runs is 0"]),
-        (["measure.py", path["checkpoint"], "--n_class", 9], ["classes 3", "9 was given"]),
-        (["export.py", "--checkpoint", path["checkpoint"], "--out", tmp / "n.tflite"], [".onnx or .pt2"]),
-        (["export.py", "--checkpoint", path["search_checkpoint"], "--out", tmp / "n.onnx"], ["is of a search"]),
-        (["export.py", "--checkpoint", path["checkpoint"], "--out", tmp / "file" / "n.pt2"], ["cannot write"]),
-    ]
-
-
-def test_bad_input_is_one_sentence_and_exit_code_2(path, data):
-    """In this process, for the speed of it; that a script turns it into exit code 2 is shown above and below."""
-    from utils.errors import InputError, given_options
-    before = sorted(path["out"].rglob("*"))
-    for (script, *options), words in bad_inputs(path, data):
-        options = [str(option) for option in options]
-        if "value 2" in words:
-            options += ["--exp_path", str(path["out"] / "started")]  # this one is only found while loading
-        module = importlib.import_module(script.removesuffix(".py"))
-        parser = module.build_parser()
-        args = parser.parse_args(options)
-        args.given = given_options(parser, options)
-        with pytest.raises(InputError) as error:
-            module.main(args)
-        message = str(error.value)
-        assert "\n" not in message and all(word in message for word in words), (options, message)
-    new = set(path["out"].rglob("*")) - set(before)
-    assert not [p for p in new if p.suffix in (".npy", ".tar") and p.name not in
-                ("shape.npy", "object.npy", "dangling.npy", "cut.pth.tar", "incomplete.pth.tar")]
 
 
 def test_bad_input_as_commands(path, tmp_path):

@@ -1,4 +1,5 @@
 """Checkpoints: written whole, read without running code, recognised by content, the released ones included."""
+import errno
 import re
 import warnings
 from dataclasses import dataclass, field
@@ -27,7 +28,8 @@ def load_file(path, what):
         if isinstance(error, MemoryError):
             raise
         text = str(error)
-        if "PytorchStreamReader" in text or isinstance(error, EOFError):
+        cut = isinstance(error, EOFError) or getattr(error, "errno", None) == errno.EINVAL  # a seek before the start
+        if cut or "PytorchStreamReader" in text:
             reason = "it is cut short or damaged"
         elif re.search(r"unsupported (global|class)", text, re.IGNORECASE):
             reason = "it holds more than tensors and plain values, and loading that could run code"
