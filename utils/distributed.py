@@ -91,7 +91,8 @@ class Team:
     def wrap(self, network):
         """What to call in training: the network, or DistributedDataParallel around it.
 
-        static_graph: a connectivity may leave parameters unused, the same ones in every step.
+        static_graph: a connectivity may leave parameters unused, the same ones in every step. Buffers are not shared in
+        every step: training does not read them, and the strengths' beta is read before the forward pass.
         """
         if self.size == 1:
             return network
@@ -99,7 +100,7 @@ class Team:
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         device = next(network.parameters()).device
         return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None,
-                                       static_graph=True)
+                                       broadcast_buffers=False, static_graph=True)
 
     def share_buffers(self, network):
         """Gives all processes the main one's buffers: the running statistics of BN, unless they were synchronized."""
@@ -173,6 +174,8 @@ def start(gpu):
 
 def leave():
     """Waits for the others, so that none is killed (torchrun does that when one ends) while it still saves."""
+    last = torch.zeros(1)  # referred to until the end: PyTorch 2.6 hangs if its own thread has to free it
     with contextlib.suppress(RuntimeError):  # of one that is gone already
-        dist.all_reduce(torch.zeros(1))
+        dist.all_reduce(last)
     dist.destroy_process_group()
+    del last
