@@ -1,13 +1,16 @@
-"""The short form of tests/torture.py; a full disk during a save."""
+"""The short form of tests/torture.py; a full disk during a save; what is left of a run that has ended."""
+import os
 import random
 import resource
+import signal
 import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import ROOT, TINY, folders
-from torture import torture
+from memory import watch
+from torture import start, torture, wait_for_steps
 
 
 @pytest.mark.parametrize("kind", ["search", "train"])
@@ -36,3 +39,20 @@ def test_a_full_disk_during_a_save_keeps_the_checkpoint_before(data, tmp_path):
     assert "cannot write" in result.stderr and "space left" in result.stderr
     assert (folder / "checkpoint_3.pth.tar").read_bytes() == before
     assert not list(folder.glob(".*.part*")) and not (folder / "checkpoint_6.pth.tar").exists()
+
+
+def test_memory_and_open_files_do_not_grow(tmp_path):
+    seen, after = watch("train", 90, tmp_path, 30)
+    assert seen[90][0] - seen[30][0] < 30  # MiB; a leak of one batch a step would be more
+    assert seen[90][1:] == seen[30][1:] == (seen[30][1], 2)  # open files; a loader process each for both lists
+    assert after[1] < seen[90][1] and after[2] == 0
+
+
+def test_ctrl_c_leaves_no_process(data, tmp_path):
+    process = start(["train_sparse_mask.py", "--mask_path", "fcn", *TINY, *folders(data), "--n_worker", 2,
+                     "--max_epoch", 4, "--eval_interval", 4, "--exp_path", tmp_path / "runs"], tmp_path / "screen")
+    wait_for_steps(process, tmp_path / "screen")
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    assert process.wait(timeout=60) in (130, 0)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)

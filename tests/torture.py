@@ -1,10 +1,12 @@
-"""Kills search and training at random moments, resumes, compares with a run never killed: `make torture`.
+"""What a long run must survive: `make torture`.
 
-    python tests/torture.py [--kills 20] [--seed 0]
+    python tests/torture.py [--kills 20] [--steps 5000] [--seed 0]
 
-Checkpoints are written every second step, so that many kills hit a write.
+Kills search and training at random moments, resumes, and compares with a run never killed; checkpoints are written
+every second step, so that many kills hit a write. Tries all bad input (bad_inputs.py). Watches the memory (memory.py).
 """
 import argparse
+import functools
 import os
 import random
 import re
@@ -118,8 +120,11 @@ def torture(kind, kills, rng, root):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20, help="of each kind of run")
+    parser.add_argument("--steps", type=int, default=5000, help="of the training whose memory is watched")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    import bad_inputs  # here, for memory.py imports from this file
+    import memory
     head = ("run", "kills", "resumes", "new starts", "files checked", "steps lost at most", "final state")
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
     for kind in KINDS:
@@ -131,6 +136,10 @@ def main():
             total = {name: max(total.get(name, 0), value) if name.startswith("steps") else total.get(name, 0) + value
                      for name, value in row.items()}
         print(f"| {kind} | {' | '.join(map(str, total.values()))} | equal |", flush=True)
+    for part in (bad_inputs.print_table, functools.partial(memory.print_table, args.steps)):
+        print(flush=True)
+        with tempfile.TemporaryDirectory() as root:
+            part(Path(root))
 
 
 if __name__ == "__main__":

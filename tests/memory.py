@@ -1,0 +1,57 @@
+"""Thousands of tiny training and evaluation steps in one process: its memory, its open files and its workers."""
+import gc
+import os
+from pathlib import Path
+from unittest import mock
+
+from conftest import TINY, folders, tiny_data
+from torture import KINDS
+
+import train_sparse_mask
+from utils.training import Report
+
+CHILDREN = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+
+
+def state():
+    """(resident MiB, open files, child processes) of this process now. Linux only."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return (pages * os.sysconf("SC_PAGE_SIZE") / 2 ** 20, len(os.listdir("/proc/self/fd")),
+            len(CHILDREN.read_text().split()))
+
+
+def watch(kind, steps, root, every, workers=1):
+    """Runs `steps` steps, with a checkpoint every third and an evaluation every fifteenth.
+
+    Returns {step: state()}, every `every` steps, and the state after.
+    """
+    data = root / "data"
+    data.mkdir()
+    tiny_data(data)
+    seen = {}
+
+    class Watching(Report):
+        def __call__(self, iteration, *arguments):
+            super().__call__(iteration, *arguments)
+            if iteration % every == 0:
+                seen[iteration] = state()
+
+    with mock.patch("utils.training.Report", Watching):
+        parser = train_sparse_mask.build_parser()
+        args = parser.parse_args(list(map(str, [
+            *KINDS[kind], *TINY, *folders(data), "--max_epoch", -(-steps // 3), "--n_worker", workers,
+            "--eval_interval", 5, "--log_interval", 10, "--lr", 1e-4, "--exp_path", root / "runs"])))
+        args.given = set()
+        code = train_sparse_mask.main(args)
+    if code:
+        raise RuntimeError(f"the run ended with {code}")
+    gc.collect()
+    return seen, state()
+
+
+def print_table(steps, root):
+    """Watches a training in the empty folder `root` and prints ten of its moments."""
+    seen, after = watch("train", steps, root, max(steps // 10, 1))
+    print("| steps | resident memory | open files | loader processes |\n|---|---|---|---|")
+    for name, (memory, files, children) in [*seen.items(), ("after the run", after)]:
+        print(f"| {name} | {memory:.0f} MiB | {files} | {children} |")
