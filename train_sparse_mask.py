@@ -15,14 +15,14 @@ from models.strengths import STRENGTHS, ClampStrengths, SigmoidStrengths
 from utils.checkpoint import read_checkpoint
 from utils.distributed import join
 from utils.engine import NotFinite
-from utils.errors import InputError, OutOfMemory, run_command
+from utils.errors import InputError, StepInterrupted, run_command
 from utils.options import (HelpFormatter, add_data_options, add_model_options, check_crop_size, class_names_for,
                            make_eval_loader, option_if_given, own_encoder)
 from utils.run_folder import NoFolder, RunFolder, find_last_checkpoint, new_folder
 from utils.runtime import (Precision, StopRequest, add_device_options, explain_out_of_memory, make_deterministic,
                            seed_everything, select_device)
 from utils.training import RELEASED_ITERATIONS, Run, settings_of
-from VOC12.dataset import EpochBatches, SegmentationDataset, make_loader
+from VOC12.dataset import EpochBatches, SegmentationDataset, make_loader, said_if_loader_dies
 from VOC12.transforms import TrainTransform
 
 FREE_ON_RESUME = {"resume", "gpu", "n_worker", "im_path", "gt_path", "training_list", "eval_list", "class_names",
@@ -243,7 +243,7 @@ def carry_out(run):
     to_continue = f"To continue:\n  python train_sparse_mask.py --resume {shlex.quote(str(folder.path))}{encoder}"
     with StopRequest(run.team) as stop:
         try:
-            with (run.team.lost_is_said(),
+            with (run.team.lost_is_said(), said_if_loader_dies(),
                   explain_out_of_memory("give a smaller --batch_size or --crop_size, or --type bfloat16")):
                 finished = run.train(stop)
         except (NotFinite, InputError) as error:
@@ -267,7 +267,7 @@ def carry_out(run):
 def give_up(run, error, to_continue):
     """After an error in the training: tells the other processes, saves what can be saved, and says so."""
     folder = run.folder
-    if not isinstance(error, OutOfMemory):
+    if not isinstance(error, StepInterrupted):
         run.team.announce(error)
     if isinstance(error, NotFinite):
         kept = sorted(str(p) for p in folder.path.glob("checkpoint_*.pth.tar"))

@@ -1,5 +1,6 @@
 """Lists of names -> (image, label) pairs, for PASCAL VOC or anyone's own folders."""
 import atexit
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from utils.errors import InputError
+from utils.errors import InputError, StepInterrupted
 from utils.files import require_folder
 from VOC12.index_png import BROKEN_IMAGE, unstretched
 from VOC12.labels import VOID
@@ -198,22 +199,31 @@ def make_loader(dataset, num_workers, batches=None, pin_memory=False, empty=None
                       persistent_workers=num_workers > 0, generator=torch.Generator().manual_seed(0))
 
 
+@contextlib.contextmanager
+def said_if_loader_dies(kind=StepInterrupted):
+    """Turns the death of a loader process into an InputError (`kind` of it) that says what to do.
+
+    PyTorch raises it where the main process happens to be, so a loop over batches wants this around all of it.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        lines = str(error).strip().splitlines() or [""]
+        reason = lines[-1 if lines[0].startswith("Caught") else 0]  # of an error in a worker the traceback's end
+        if not WORKER_TROUBLE.search(reason):
+            raise
+        raise kind(f"a loader process ended before its time, as happens when memory or shared memory (/dev/shm) runs "
+                   f"out ({reason}); free some, or give a smaller --n_worker (0 loads in the main process)") from None
+
+
 def items(loader):
     """Iterates over a loader's batches: Samples and LoadErrors. Raises InputError if a loader process dies."""
     iterator = iter(loader)
     while True:
-        try:
-            item = next(iterator)
-        except StopIteration:
+        with said_if_loader_dies(InputError):
+            item = next(iterator, None)
+        if item is None:
             return
-        except (RuntimeError, OSError) as error:
-            lines = str(error).strip().splitlines() or [""]
-            reason = lines[-1 if lines[0].startswith("Caught") else 0]  # of an error in a worker the traceback's end
-            if not WORKER_TROUBLE.search(reason):
-                raise
-            raise InputError(f"a loader process ended before its time, as happens when memory or shared memory "
-                             f"(/dev/shm) runs out ({reason}); free some, or give a smaller --n_worker (0 loads in the "
-                             f"main process)") from None
         yield item
 
 

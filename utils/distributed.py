@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.errors import InputError, OutOfMemory, StoppedElsewhere
+from utils.errors import InputError, StepInterrupted, StoppedElsewhere
 
 LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")  # what a dead peer's errors say
 
@@ -144,7 +144,7 @@ def join(gpu=None):
             if not team.over:
                 team.exchange()
         except InputError as error:
-            if not isinstance(error, OutOfMemory):  # in the midst of a step: the others wait elsewhere
+            if not isinstance(error, StepInterrupted):
                 team.announce(error)
                 leave()
             raise

@@ -7,8 +7,8 @@ class InputError(ValueError):
     """Something that the user gave is wrong. The message says what came, what was expected and how to mend it."""
 
 
-class OutOfMemory(InputError):
-    """The GPU's memory is too small for what was asked."""
+class StepInterrupted(InputError):
+    """In the midst of a step: memory ran out, or a loader process died. The run's other processes wait for this one."""
 
 
 class StoppedElsewhere(Exception):

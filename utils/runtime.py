@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.errors import InputError, OutOfMemory
+from utils.errors import InputError, StepInterrupted
 from VOC12.transforms import to_network
 
 TYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -120,12 +120,12 @@ def explain_out_of_memory(advice):
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise OutOfMemory(f"the GPU ran out of memory ({str(error).splitlines()[0]}); {advice}") from None
+        raise StepInterrupted(f"the GPU ran out of memory ({str(error).splitlines()[0]}); {advice}") from None
     except RuntimeError as error:
         if "deterministic implementation" not in str(error):
             raise
-        raise InputError(f"--deterministic is impossible here ({str(error).split('.')[0]}); leave it out, or take "
-                         f"--gpu -1") from None
+        raise StepInterrupted(f"--deterministic is impossible here ({str(error).split('.')[0]}); leave it "
+                              f"out, or take --gpu -1") from None
 
 
 class StopRequest:
