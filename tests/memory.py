@@ -1,4 +1,5 @@
 """Thousands of tiny training and evaluation steps in one process: its memory, its open files and its workers."""
+import contextlib
 import gc
 import os
 from pathlib import Path
@@ -42,7 +43,8 @@ def watch(kind, steps, root, every, workers=1):
             *KINDS[kind], *TINY, *folders(data), "--max_epoch", -(-steps // 3), "--n_worker", workers,
             "--eval_interval", 5, "--log_interval", 10, "--lr", 1e-4, "--exp_path", root / "runs"])))
         args.given = set()
-        code = train_sparse_mask.main(args)
+        with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+            code = train_sparse_mask.main(args)
     if code:
         raise RuntimeError(f"the run ended with {code}")
     gc.collect()
