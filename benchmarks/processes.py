@@ -1,10 +1,10 @@
 """One process against two (torchrun, gloo, CPU) with the same global batch: losses, scores and time, as Markdown.
 
     make demo
-    python -m benchmarks.processes --data demo_output/data --checkpoint demo_output/train/TIMESTAMP/checkpoint_800.pth.tar
+    python -m benchmarks.processes --data demo_output/data --checkpoint CHECKPOINT    (of demo_output/train)
 
-Both have one thread a process and --sync_bn. From random weights the steps are chaotic: the last row compares one process
-of one thread with one of two. So those runs are in float64; from a trained checkpoint float32 shows the same.
+Both have one thread a process and --sync_bn. From random weights the steps are chaotic: the last row compares one
+process of one thread with one of two. So those runs are in float64; from a trained checkpoint float32 shows the same.
 """
 import argparse
 import json
@@ -71,9 +71,9 @@ def main():
                                     for i, threads in enumerate(runs))
             print(f"| {title}, {len(one)} steps | {abs(one - two).max():.1e} | {one[0]:.3f} to {one[-1]:.3f} | "
                   f"{t1 / t2:.2f}x |", flush=True)
-    scores = [re.findall(r"^(mIoU|pixel accuracy) +([\d.]+)$",
-                         start(threads, "eval_sparse_mask.py", "--pretrained_model", checkpoint, *folders, "--eval_list",
-                               data / "val.txt"), re.MULTILINE) for threads in ((1,), (1, 1))]
+    printed = [start(threads, "eval_sparse_mask.py", "--pretrained_model", checkpoint, *folders, "--eval_list",
+                     data / "val.txt") for threads in ((1,), (1, 1))]
+    scores = [re.findall(r"^(mIoU|pixel accuracy) +([\d.]+)$", text, re.MULTILINE) for text in printed]
     print(f"\neval_sparse_mask.py: one process {dict(scores[0])}, two {dict(scores[1])}")
 
 

@@ -253,6 +253,14 @@ def test_the_same_seed_gives_the_same_run_with_any_number_of_workers(path, data,
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+def test_deterministic_algorithms_give_the_same_digits_on_a_cpu(path, data, tmp_path):
+    run("train_sparse_mask.py", "--search", *TINY, *folders(data), "--max_epoch", 2, "--deterministic",
+        "--exp_path", tmp_path)
+    one, other = (read_checkpoint(folder / "checkpoint_6.pth.tar").state
+                  for folder in (path["search"], only_run(tmp_path)))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
 def test_resume_refuses_other_settings_and_finished_runs_end_at_once(path, data, tmp_path):
     assert "--lr was 0.005" in run("train_sparse_mask.py", "--resume", path["train"], "--lr", 0.1, code=2)
     (tmp_path / "short.txt").write_text("n0\nn1\n")
