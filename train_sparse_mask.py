@@ -243,7 +243,7 @@ def carry_out(run):
     to_continue = f"To continue:\n  python train_sparse_mask.py --resume {shlex.quote(str(folder.path))}{encoder}"
     with StopRequest(run.team) as stop:
         try:
-            with (run.team.lost_is_said(), said_if_loader_dies(),
+            with (said_if_loader_dies(), run.team.lost_is_said(),
                   explain_out_of_memory("give a smaller --batch_size or --crop_size, or --type bfloat16")):
                 finished = run.train(stop)
         except (NotFinite, InputError) as error:

@@ -21,7 +21,7 @@ from VOC12.lists import read_list
 from VOC12.transforms import Sample
 
 WORKER_TROUBLE = re.compile("^DataLoader worker|shared memory|/dev/shm|No space left on device|Too many open files|"
-                            "Connection reset by peer")
+                            r"^\[Errno \d+\] Connection reset by peer")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".JPG", ".JPEG", ".PNG")
 
 

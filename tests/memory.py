@@ -24,18 +24,23 @@ def state():
 def watch(kind, steps, root, every, workers=1):
     """Runs `steps` steps, with a checkpoint every third and an evaluation every fifteenth.
 
-    Returns {step: state()}, every `every` steps, and the state after.
+    Returns {step: (resident MiB, open files, loader processes)}, every `every` steps, and the same after the run.
     """
     data = root / "data"
     data.mkdir()
     tiny_data(data)
     seen = {}
+    others = state()[2]  # children that were there before
+
+    def now():
+        memory, files, children = state()
+        return memory, files, children - others
 
     class Watching(Report):
         def __call__(self, iteration, *arguments):
             super().__call__(iteration, *arguments)
             if iteration % every == 0:
-                seen[iteration] = state()
+                seen[iteration] = now()
 
     with mock.patch("utils.training.Report", Watching):
         parser = train_sparse_mask.build_parser()
@@ -48,7 +53,7 @@ def watch(kind, steps, root, every, workers=1):
     if code:
         raise RuntimeError(f"the run ended with {code}")
     gc.collect()
-    return seen, state()
+    return seen, now()
 
 
 def print_table(steps, root):

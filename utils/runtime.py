@@ -132,7 +132,8 @@ class StopRequest:
     """Turns the first Ctrl-C or SIGTERM into `requested`, which the training loop reads between two steps.
 
     A second signal stops at once. Use as a context manager; outside it signals work as before. Under torchrun, which
-    sends signals of its own and kills what does not end in half a minute, a second one changes nothing.
+    sends signals of its own and kills what does not end in half a minute, a second one changes nothing, nor does one
+    after the block.
     """
 
     def __init__(self, team):
@@ -145,14 +146,15 @@ class StopRequest:
         return self
 
     def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        if self.team.size == 1:  # else torchrun's signal, when another process has failed, would cut the last words off
+            for number, handler in self.before.items():
+                signal.signal(number, handler)
 
     def handle(self, number, frame):
         """The signal handler."""
         if self.requested and self.team.size == 1:
             raise KeyboardInterrupt
-        if self.team.main and not self.requested:
+        if self.team.main and not (self.requested or self.team.over):
             tqdm.write("stopping after this step or evaluation, and saving" +
                        ("; once more stops at once, without saving" if self.team.size == 1 else ""))
         self.requested = True
