@@ -220,6 +220,7 @@ def search_or_train(args, team):
         folder = RunFolder(Path(resumed.path).parent, resumed.content["iter"])
     else:
         folder = RunFolder(new_folder(args.exp_path))
+    team.exchange()  # DistributedDataParallel has collectives of its own: who failed until here says so now
     run = Run(args, folder, network, loaders, precision, iterations, names, team)
     if resumed:
         run.restore(resumed.content)

@@ -57,6 +57,7 @@ def pair(request, data, tmp_path_factory):
         printed[processes] = run("train_sparse_mask.py", *what, *TINY, *folders(data), "--max_epoch", 1, "--type",
                                  "float64", "--sync_bn", "--exp_path", out / str(processes), processes=processes)
     assert printed[2].count("search in") + printed[2].count("training in") == 1 and "2 processes" in printed[2]
+    assert "Warning" not in printed[2]
     return {processes: only_run(out / str(processes)) for processes in (1, 2)}
 
 
@@ -142,6 +143,13 @@ def test_options_that_do_not_fit_are_said_once(data, tmp_path):
                   "--exp_path", tmp_path, fails=True)
     assert printed.count("--batch_size is 1, divided among 2 processes") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_only_the_first_process_needs_is_said_once(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    printed = run("train_sparse_mask.py", "--mask_path", "fcn", *TINY, *folders(data), "--exp_path", tmp_path / "file",
+                  fails=True)
+    assert printed.count("give --exp_path a folder that can be written") == 1
 
 
 def test_shares_are_complete_and_without_repetition():

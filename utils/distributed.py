@@ -9,6 +9,7 @@ that have no meeting between them. Only a process that dies, or runs out of memo
 appointment: the others notice that its connection is closed (`lost_is_said`).
 """
 import contextlib
+import inspect
 import os
 import warnings
 
@@ -99,8 +100,10 @@ class Team:
         # said of 1x1 convolutions, of whose weights two descriptions of the same order in memory differ
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         device = next(network.parameters()).device
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
         return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None,
-                                       broadcast_buffers=False, static_graph=True)
+                                       static_graph=True, **{sync: False})
 
     def share_buffers(self, network):
         """Gives all processes the main one's buffers: the running statistics of BN, unless they were synchronized."""
