@@ -212,6 +212,8 @@ def said_if_loader_dies(kind=StepInterrupted):
         reason = lines[-1 if lines[0].startswith("Caught") else 0]  # of an error in a worker the traceback's end
         if not WORKER_TROUBLE.search(reason):
             raise
+        with contextlib.suppress(ValueError):  # of another thread than the main one, where no handler runs
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's would raise the same again, in the midst of this
         raise kind(f"a loader process ended before its time, as happens when memory or shared memory (/dev/shm) runs "
                    f"out ({reason}); free some, or give a smaller --n_worker (0 loads in the main process)") from None
 

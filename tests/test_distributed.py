@@ -124,6 +124,7 @@ def test_a_broken_label_in_one_process_stops_all_with_one_sentence(data, tmp_pat
         assert printed.count(f"--resume {folder}") == 1 and (folder / "checkpoint_3.pth.tar").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_killed_process_ends_the_run_and_what_was_learned_is_saved(data, tmp_path):
     process = start("train_sparse_mask.py", "--mask_path", "fcn", *TINY, *folders(data), "--max_epoch", 400,
                     "--eval_interval", 400, "--exp_path", tmp_path)
