@@ -2,11 +2,12 @@
 
     python tests/torture.py [--kills 20] [--steps 5000] [--seed 0]
 
-Kills search and training at random moments, resumes, and compares with a run never killed; checkpoints are written
-every second step, so that many kills hit a write. Tries all bad input (bad_inputs.py). Watches the memory (memory.py).
+Kills search and training, resumes, and compares with a run never killed: every other time at a random moment, else
+while a checkpoint is being written. Tries all bad input (bad_inputs.py). Watches the memory (memory.py).
 """
 import argparse
 import functools
+import json
 import os
 import random
 import re
@@ -49,10 +50,22 @@ def wait_for_steps(process, screen):
         time.sleep(0.02)
 
 
-def checkpoints(folder):
-    """{iteration: content} of a run folder's checkpoints. Raises what torch.load raises for one that is not whole."""
+def wait_for_write(process, out):
+    """Waits until the newest run in `out` writes a file, or the process has ended."""
+    while process.poll() is None and not half_written(out):
+        time.sleep(0.001)
+
+
+def half_written(out):
+    """The temporary files in the newest run folder."""
+    return list(max(out.iterdir()).glob(".*.part*"))
+
+
+def read_files(folder):
+    """({iteration: content} of a run folder's checkpoints, number of files read). Raises if one is not whole."""
     files = {path: torch.load(path, weights_only=True) for path in folder.glob("checkpoint_*.pth.tar")}
-    return {content["iter"]: content for content in files.values()}, len(files)
+    texts = [path for path in folder.glob("*.json") if json.loads(path.read_text())]
+    return {content["iter"]: content for content in files.values()}, len(files) + len(texts)
 
 
 def differences(a, b):
@@ -80,12 +93,12 @@ def torture(kind, kills, rng, root):
     began = time.monotonic()
     assert process.wait() == 0, screen.read_text()
     span = time.monotonic() - began
-    reference = checkpoints(next(reference_out.iterdir()))[0][ITERATIONS]
+    reference = read_files(next(reference_out.iterdir()))[0][ITERATIONS]
 
-    done = {"kills": 0, "resumes": 0, "new starts": 0, "files checked": 0, "steps lost at most": 0}
+    done = {"kills": 0, "in a write": 0, "resumes": 0, "new starts": 0, "files checked": 0, "steps lost at most": 0}
     while True:
         folder = next(iter(sorted(out.iterdir(), reverse=True)), None) if out.exists() else None
-        saved = max(checkpoints(folder)[0], default=0) if folder else 0
+        saved = max(read_files(folder)[0], default=0) if folder else 0
         if saved:
             done["resumes"] += 1
             process = start(["train_sparse_mask.py", "--resume", folder], screen)
@@ -95,6 +108,9 @@ def torture(kind, kills, rng, root):
         if done["kills"] < kills and saved < ITERATIONS:
             wait_for_steps(process, screen)
             time.sleep(rng.uniform(0, span / 3))
+            if done["kills"] % 2:
+                wait_for_write(process, out)
+                time.sleep(rng.uniform(0, 0.02))
         else:
             process.wait()
         if process.poll() is not None:
@@ -103,17 +119,18 @@ def torture(kind, kills, rng, root):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         done["kills"] += 1
+        done["in a write"] += bool(half_written(out))
         shown = shown_iteration(screen)
         folder = max(out.iterdir())
-        found, files = checkpoints(folder)
+        found, files = read_files(folder)
         done["files checked"] += files
         lost = shown - max(found, default=0)
         assert lost <= SAVE_INTERVAL, (shown, list(found))
         done["steps lost at most"] = max(done["steps lost at most"], lost)
-    final = checkpoints(folder if folder else max(out.iterdir()))[0][ITERATIONS]
+    final = read_files(max(out.iterdir()))[0][ITERATIONS]
     for name in ("state_dict", "optimizer", "random_state", "best_m_iou", "train_confusion", "evaluated_at"):
         assert not differences(reference[name], final[name]), (name, differences(reference[name], final[name])[:3])
-    assert not list(max(out.iterdir()).glob(".*.part*"))
+    assert not half_written(out)
     return done
 
 
@@ -125,7 +142,7 @@ def main():
     args = parser.parse_args()
     import bad_inputs  # here, for memory.py imports from this file
     import memory
-    head = ("run", "kills", "resumes", "new starts", "files checked", "steps lost at most", "final state")
+    head = ("run", "kills", "in a write", "resumes", "new starts", "files checked", "steps lost at most", "final state")
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
     for kind in KINDS:
         rng, left, total = random.Random(args.seed), args.kills, {}
