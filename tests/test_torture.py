@@ -36,7 +36,7 @@ def test_a_full_disk_during_a_save_keeps_the_checkpoint_before(data, tmp_path):
     result = subprocess.run([sys.executable, "train_sparse_mask.py", "--resume", str(folder)], cwd=ROOT, text=True,
                             capture_output=True, preexec_fn=limit)
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert "cannot write" in result.stderr and "space left" in result.stderr
+    assert "checkpoint_6.pth.tar: File too large; give a folder" in result.stderr  # the system's word, not PyTorch's
     assert (folder / "checkpoint_3.pth.tar").read_bytes() == before
     assert not list(folder.glob(".*.part*")) and not (folder / "checkpoint_6.pth.tar").exists()
 

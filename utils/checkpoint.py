@@ -43,11 +43,12 @@ def load_file(path, what):
 
 def save_file(path, content):
     """torch.save, whole or not at all."""
-    with write_atomically(path) as temporary:
+    with write_atomically(path) as temporary, open(temporary, "wb") as file:
         try:
-            torch.save(content, temporary)
-        except RuntimeError as error:  # torch's writer reports a full disk as a RuntimeError
-            raise OSError(f"{str(error).splitlines()[0][:200]}") from error
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's writer raises this of a full disk, and keeps the reason as its context
+            reason = error.__context__
+            raise (reason if isinstance(reason, OSError) else OSError(str(error).splitlines()[0][:200])) from None
 
 
 @dataclass
