@@ -1,0 +1,172 @@
+"""The files that bad_inputs.py feeds to the commands: broken, hostile, of another kind."""
+import io
+import os
+import tarfile
+
+import numpy as np
+import scipy.io
+import torch
+from conftest import tiny_data
+from PIL import Image
+
+from models import FullyDenseNetwork, SparseMask, connectivity
+
+
+class MakesFile:
+    """Pickled, it makes a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def make_files(root):
+    """Everything that the cases read, in a folder. Returns (data folder, search checkpoint, trained checkpoint)."""
+    data = root / "data"
+    data.mkdir()
+    tiny_data(data)
+    torch.manual_seed(0)
+    search, train = root / "checkpoint_6.pth.tar", root / "trained.pth.tar"
+    network = FullyDenseNetwork(depth=4, num_classes=3)
+    torch.save({"iter": 6, "model": {"backbone": "mobilenet_v2"}, "state_dict": network.state_dict()}, search)
+    state = network.state_dict()
+    weak = {**state, "decoders.Decoders_8._logit_": torch.full((9, 2), -20.0)}
+    torch.save({"state_dict": weak}, root / "weak.pth.tar")
+    network = SparseMask(connectivity.fcn(), depth=4, num_classes=3)
+    content = {"iter": 6, "model": {"backbone": "mobilenet_v2"}, "state_dict": network.state_dict(), "settings": {}}
+    torch.save(content, train)
+    one_lacks = dict(content["state_dict"])
+    one_lacks.pop("backbone.conv1.weight")
+    torch.save({"state_dict": one_lacks}, root / "lacks.pth.tar")
+    other_shape = {**content["state_dict"], "backbone.conv1.weight": torch.zeros(2, 2)}
+    torch.save({"state_dict": other_shape}, root / "shape.pth")
+    torch.save({"state_dict": {"features": torch.zeros(3)}}, root / "nothing.pth")
+    torch.save([1, 2], root / "list.pth")
+    torch.save({"state_dict": {}, "x": MakesFile(root / "made_by_checkpoint")}, root / "hostile.pth.tar")
+    torch.save({**content, "model": {"backbone": "os:getcwd"}}, root / "imports.pth.tar")
+    (root / "cut.pth.tar").write_bytes(train.read_bytes()[:5000])
+    (root / "empty").write_text("")
+    (root / "text.txt").write_text("this is no such file\n")
+    (root / "text.pth.tar").write_text("this is no such file\n")
+    (root / "folder").mkdir()
+
+    np.save(root / "flat.npy", np.zeros((9, 9), bool))
+    np.save(root / "float.npy", np.full((9, 9, 2), 0.5))
+    np.save(root / "object.npy", np.array([MakesFile(root / "made_by_mask")], object), allow_pickle=True)
+    np.save(root / "none.npy", np.zeros((9, 9, 2), bool))
+    np.save(root / "five.npy", connectivity.fcn()[:5, :5])
+    dangling = connectivity.fcn()
+    dangling[8, 4, 1] = True
+    np.save(root / "dangling.npy", dangling)
+    finer = connectivity.fcn()
+    finer[3, 6, 0] = True
+    np.save(root / "finer.npy", finer)
+    (root / "cut.npy").write_bytes((root / "dangling.npy").read_bytes()[:150])
+    np.savez(root / "zip.npz", connectivity.fcn())
+    (root / "names.txt").write_text("D[8] E[0] E[19]\n")
+
+    for name, text in {"empty.txt": "", "blank.txt": "\n  \n\n", "unknown.txt": "n5\nmissing\n", "up.txt": "../n5\n",
+                       "absolute.txt": "/etc/passwd\n", "drive.txt": "C:\\n5\n", "control.txt": "n5\x07\n",
+                       "two_names.txt": "a\nb\n", "colour.txt": "colour\n"}.items():
+        (root / name).write_text(text)
+    (root / "binary.txt").write_bytes(bytes(range(128, 256)))
+    (root / "harmless.txt").write_bytes("\ufeffn5\r\n\r\n  n6  \r\nn5\r\n".encode())
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(data / "gt/colour.png")
+    return data, search, train
+
+
+def broken_images(data):
+    """(what, words, function(path of the image) that breaks it) of one image of the list, n5."""
+    whole = (data / "img/n5.jpg").read_bytes()
+
+    def bomb(path):  # a PNG that says it is of 20,000 x 20,000 pixels
+        Image.new("1", (20000, 20000)).save(path, format="PNG")
+
+    return [
+        ("cut short", ["n5.jpg", "cannot be read"], lambda path: path.write_bytes(whole[: len(whole) // 2])),
+        ("zero bytes", ["n5.jpg", "cannot be read"], lambda path: path.write_bytes(b"")),
+        ("text named .jpg", ["n5.jpg", "cannot be read"], lambda path: path.write_text("no image")),
+        ("20,000 x 20,000 pixels", ["n5.jpg", "cannot be read", "exceeds"], bomb),
+        ("32-bit floats", ["n5.jpg", "32 bits"], lambda path: Image.new("F", (76, 70)).save(path, format="TIFF")),
+        ("another size than its label", ["n5.jpg", "60x50", "76x70"],
+         lambda path: Image.new("RGB", (60, 50)).save(path)),
+        ("missing", ["n5", "no image of that name"], lambda path: path.unlink()),
+        ("a folder named .jpg", ["n5", "no image of that name"], lambda path: (path.unlink(), path.mkdir())),
+    ]
+
+
+def broken_labels():
+    """As broken_images, of a label."""
+
+    def save(image):
+        return lambda path: image.save(path)
+
+    return [
+        ("cut short", ["n5.png", "cannot be read"], lambda path: path.write_bytes(path.read_bytes()[:60])),
+        ("zero bytes", ["n5.png", "cannot be read"], lambda path: path.write_bytes(b"")),
+        ("RGB", ["n5.png", "RGB", "convert_labels"], save(Image.new("RGB", (76, 70)))),
+        ("16 bits", ["n5.png", "I;16"], save(Image.fromarray(np.zeros((70, 76), np.uint16)))),
+        ("another size than its image", ["n5.png", "60x50"], save(Image.new("L", (60, 50)))),
+        ("a class out of range", ["n5.png", "value 3", "row 0"], save(Image.new("L", (76, 70), 3))),
+        ("missing", ["n5", "does not exist"], lambda path: path.unlink()),
+    ]
+
+
+def broken_mats(root):
+    """(what, words, folder benchmark_RELEASE with one wrong .mat)."""
+
+    def struct(labels):
+        return {"GTcls": {"Segmentation": labels}}
+
+    def save(content, **options):
+        return lambda path: scipy.io.savemat(path, content, **options)
+
+    good = np.zeros((4, 5), np.uint8)
+    kinds = [
+        ("no GTcls", ["holds no GTcls"], save({"other": good})),
+        ("GTcls is no struct", ["no struct"], save({"GTcls": good})),
+        ("v7.3 (HDF5)", ["7.3"], lambda path: path.write_bytes(b"MATLAB 7.3 MAT-file" + bytes(500))),
+        ("cut short", ["no whole MATLAB 5"],
+         lambda path: (save(struct(good))(path), path.write_bytes(path.read_bytes()[:200]))),
+        ("zero bytes", ["no whole MATLAB 5"], lambda path: path.write_bytes(b"")),
+        ("text named .mat", ["no whole MATLAB 5"], lambda path: path.write_text("no labels")),
+        ("a class out of range", ["holds 77"], save(struct(good + np.uint8(77)))),
+        ("half a class", ["holds 0.5"], save(struct(good + 0.5))),
+        ("one dimension too many", ["shape (2, 3, 4)"], save(struct(np.zeros((2, 3, 4))))),
+    ]
+    for number, (what, words, write) in enumerate(kinds):
+        folder = root / f"sbd{number}"
+        (folder / "dataset/cls").mkdir(parents=True)
+        write(folder / "dataset/cls/2008_000001.mat")
+        yield what, words, folder
+
+
+def archive(root, name, member):
+    """ROOT of prepare.py with an archive of SBD that holds this member alone."""
+    folder = root / name
+    (folder / "VOCdevkit/VOC2012").mkdir(parents=True)
+    with tarfile.open(folder / "benchmark.tgz", "w:gz") as tar:
+        tar.addfile(member, io.BytesIO(b"x" * member.size))
+    return folder
+
+
+def member(name, kind=tarfile.REGTYPE, target=""):
+    """A member of an archive: a file of one byte, or a link to `target`, or a device."""
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, target, 1 if kind == tarfile.REGTYPE else 0
+    return info
+
+
+def broken_archives(root):
+    """(what, ROOT of prepare.py with such an archive); most would write outside of it."""
+    for number, (what, wrong) in enumerate((
+            ("a member above the folder", member("../escaped")),
+            ("an absolute member", member(str(root / "escaped"))),
+            ("a link out of the folder", member("benchmark_RELEASE/x", tarfile.SYMTYPE, "../../escaped")),
+            ("a device", member("benchmark_RELEASE/x", tarfile.CHRTYPE)))):
+        yield what, archive(root, f"archive{number}", wrong)
+    cut = archive(root, "archive_cut", member("benchmark_RELEASE/a"))
+    (cut / "benchmark.tgz").write_bytes((cut / "benchmark.tgz").read_bytes()[:60])
+    yield "cut short", cut
