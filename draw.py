@@ -9,7 +9,8 @@ from models.connectivity import DEFAULT_THRESHOLD, prune
 from utils.checkpoint import read_checkpoint
 from utils.errors import InputError, run_command
 from utils.options import HelpFormatter, option_if_given
-from utils.run_folder import STRENGTHS, find_last_checkpoint, read_strengths
+from utils.run_folder import find_last_checkpoint
+from utils.strengths_file import STRENGTHS, read_strengths
 
 
 def build_parser():
@@ -33,7 +34,8 @@ def figures_of_checkpoint(checkpoint, threshold, say):
     sizes = {"channels": backbone.channels, "strides": backbone.strides, "depth": checkpoint.depth,
              "num_classes": checkpoint.num_classes}
     if checkpoint.kind == "train":
-        return {"architecture": drawing.draw_architecture(checkpoint.connectivity, **sizes)}
+        kept = connectivity.check(checkpoint.connectivity, len(backbone.channels))
+        return {"architecture": drawing.draw_architecture(kept, **sizes)}
     strengths = checkpoint.build().final_strengths()
     kept = prune(strengths, threshold)
     figures = {"strengths": drawing.draw_strengths(strengths, threshold)}

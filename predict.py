@@ -16,10 +16,8 @@ from utils.options import (HelpFormatter, add_averaging_options, class_names_for
 from utils.pictures import overlay, palette_image
 from utils.runtime import Precision, add_device_options, explain_out_of_memory, select_device
 from VOC12.dataset import LoadError, items, make_loader, said_if_loader_dies
-from VOC12.image_files import ImageFiles, find_images
+from VOC12.image_files import OVERLAY, ImageFiles, find_images
 from VOC12.transforms import EvalTransform
-
-OVERLAY = "_overlay.png"
 
 
 def build_parser():
@@ -28,7 +26,7 @@ def build_parser():
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders (with all below them) or patterns")
     parser.add_argument("--checkpoint", required=True, help="a checkpoint of a training")
     parser.add_argument("--out", default="predictions", help="folder for NAME.png, whose pixel values are the classes, "
-                                                             f"and NAME{OVERLAY}")
+                                                             f"and NAME{OVERLAY}.png")
     parser.add_argument("--crop_size", type=int, help="pad smaller images to this many pixels a side, as eval does "
                                                       "(default: as in training, 513 for a released checkpoint)")
     parser.add_argument("--class_names", metavar="FILE", help="names of the classes, one a line")
@@ -45,15 +43,13 @@ def check_targets(pairs, out):
     """Raises InputError if a result would take the place of an image that was given."""
     given = {file.resolve() for file, _ in pairs}
     for _, name in pairs:
-        for target in (out / f"{name}.png", out / f"{name}{OVERLAY}"):
+        for target in (out / f"{name}.png", out / f"{name}{OVERLAY}.png"):
             if target.resolve() in given:
                 raise InputError(f"the result {target} would take the place of an image that was given; "
                                  f"give another --out")
 
 
 def main(args):
-    if args.n_worker < 0:
-        raise InputError(f"--n_worker is {args.n_worker}; give a number from 0 up")
     averaging = averaging_of(args)
     checkpoint = read_checkpoint(args.checkpoint).require("train")
     checkpoint.require_backbone(args.backbone_name)
@@ -80,11 +76,11 @@ def main(args):
                 top, left, bottom, right = sample.inside[0].tolist()
                 image = sample.image[0, top:bottom, left:right].numpy()
                 write(out / f"{name}.png", palette_image(label, len(names)))
-                write(out / f"{name}{OVERLAY}", overlay(image, label, names))
+                write(out / f"{name}{OVERLAY}.png", overlay(image, label, names))
             bar.update()
             bar.set_postfix(failed=failed) if failed else None
     done = len(pairs) - failed
-    print(f"written to {out}: NAME.png and NAME{OVERLAY} of {done} image{'s' if done != 1 else ''}"
+    print(f"written to {out}: NAME.png and NAME{OVERLAY}.png of {done} image{'s' if done != 1 else ''}"
           f"{averaging.description}" + (f"; {failed} of {len(pairs)} could not be read" if failed else ""))
     return 1 if failed else 0
 

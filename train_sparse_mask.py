@@ -28,6 +28,7 @@ from VOC12.transforms import TrainTransform
 FREE_ON_RESUME = {"resume", "gpu", "n_worker", "im_path", "gt_path", "training_list", "eval_list", "class_names",
                   "log_interval", "eval_interval", "compile",
                   "save_interval", "keep_all", "deterministic"}  # options that may differ without changing the run
+MANY = 10 ** 9
 NEEDED_TO_RESUME = {"iter": int, "iterations": int, "optimizer": dict, "scaler": dict, "random_state": dict,
                     "best_m_iou": float, "train_confusion": torch.Tensor, "settings": dict}
 
@@ -88,10 +89,10 @@ def build_parser():
 def check_args(args):
     """Raises InputError for options that contradict each other or are out of range."""
     for name in ("max_epoch", "batch_size", "log_interval", "eval_interval", "n_class", "depth"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name} is {getattr(args, name)}; give at least 1")
+        if not 1 <= getattr(args, name) <= MANY:
+            raise InputError(f"--{name} is {getattr(args, name)}; give at least 1, at most {MANY:,}")
     for name in ("save_interval", "lr", "last_layer_lr_mult", "decay", "momentum", "gamma", "sparse",
-                 "strength_lr_mult", "n_worker", "seed"):
+                 "strength_lr_mult", "seed"):
         value = getattr(args, name)
         if value is not None and not (value >= 0 and math.isfinite(value)):
             raise InputError(f"--{name} is {value}; give a number from 0 up")
@@ -103,8 +104,8 @@ def check_args(args):
         raise InputError(f"--strength_warmup is {args.strength_warmup}; give a share from 0 to below 1")
     if args.bn_momentum is not None and not 0 < args.bn_momentum <= 1:
         raise InputError(f"--bn_momentum is {args.bn_momentum}; give a number above 0, at most 1")
-    if not (args.beta_end >= 1 and math.isfinite(args.beta_end)):
-        raise InputError(f"--beta_end is {args.beta_end}; the annealing starts at 1, so give at least 1")
+    if not 1 <= args.beta_end <= 1e6:
+        raise InputError(f"--beta_end is {args.beta_end}; the annealing starts at 1, so give 1 to a million")
     if args.search and (args.mask_path or args.ft_model is not None):
         raise InputError("--search learns a connectivity, so it takes neither --mask_path nor --ft_model; "
                          "leave out one or the other")
@@ -151,17 +152,32 @@ def checkpoint_to_resume(args):
         hint = f"; start a new run from it with --ft_model {checkpoint.path}" if checkpoint.kind == "train" else ""
         raise InputError(f"{checkpoint.path} cannot be resumed: it lacks {', '.join(lacks)}, which this program's runs "
                          f"save and the released code does not{hint}")
+    if not 0 <= content["iter"] <= content["iterations"]:
+        raise InputError(f"{checkpoint.path} cannot be resumed: it says that it is of iteration {content['iter']} of "
+                         f"{content['iterations']}; resume another one")
+    check_settings(checkpoint)
     for name in args.given - FREE_ON_RESUME - {"backbone_name"}:
         if getattr(args, name) != checkpoint.settings.get(name):
             raise InputError(f"--resume continues with the run's own settings, and --{name} was "
                              f"{checkpoint.settings.get(name)}, not {getattr(args, name)}; leave the option out or "
                              f"start a new run")
     checkpoint.require_backbone(option_if_given(args, "backbone_name"))
-    for name in set(checkpoint.settings) & set(vars(args)) - (args.given & FREE_ON_RESUME):
+    for name in set(checkpoint.settings) & set(vars(args)) - (args.given & FREE_ON_RESUME) - {"given"}:
         setattr(args, name, checkpoint.settings[name])
     if "class_names" not in args.given:
         args.class_names = None  # the checkpoint holds the names; the file may be gone
     return checkpoint
+
+
+def check_settings(checkpoint):
+    """Raises InputError for a setting in a checkpoint that the command line would not take."""
+    for action in build_parser()._actions:
+        value = checkpoint.settings.get(action.dest, action.default)
+        kind = bool if isinstance(action.const, bool) else action.type or str
+        fits = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+        if not (fits and value in (action.choices or [value]) or value is None is action.default):
+            raise InputError(f"{checkpoint.path} cannot be resumed: its setting {action.dest} is {value!r}, which "
+                             f"--{action.dest} does not take; resume another checkpoint")
 
 
 def main(args):
@@ -210,7 +226,8 @@ def search_or_train(args, team):
     set_bn_momentum(network, momentum)
     if args.sync_bn:
         synchronize_bn(network)
-    precision.place(network)
+    with explain_out_of_memory("give a smaller --depth, or another --gpu", InputError):
+        precision.place(network)
     if args.compile:
         network.compile()  # in place: names and checkpoints stay what they are
 
@@ -250,7 +267,8 @@ def carry_out(run):
         except (NotFinite, InputError) as error:
             return give_up(run, error, to_continue)
     if not finished:
-        folder.log(f"stopped at iteration {run.iteration} and saved. {to_continue}")
+        folder.log("stopped before the first step: there is nothing to resume" if run.saved_at is None else
+                   f"stopped at iteration {run.iteration} and saved. {to_continue}")
         folder.close()
         return 130
     last = shlex.quote(str(folder.path / f"checkpoint_{run.iteration}.pth.tar"))

@@ -15,13 +15,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils.errors import InputError, StepInterrupted
 from utils.files import require_folder
-from VOC12.index_png import BROKEN_IMAGE, unstretched
+from VOC12.index_png import BROKEN_IMAGE, IMAGE_FORMATS, unstretched
 from VOC12.labels import VOID
 from VOC12.lists import read_list
+from VOC12.parallel import count_cores
 from VOC12.transforms import Sample
 
+WORKER_DEATH = re.compile("^DataLoader worker")
 WORKER_TROUBLE = re.compile("^DataLoader worker|shared memory|/dev/shm|No space left on device|Too many open files|"
                             r"^\[Errno \d+\] Connection reset by peer")
+MANY_WORKERS = 16  # loader processes that any machine may start; more only if it has many cores
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".JPG", ".JPEG", ".PNG")
 
 
@@ -58,26 +61,26 @@ class SegmentationDataset(Dataset):
 def find_image(folder, name, list_path):
     """The image file of a listed name, whatever its suffix."""
     for suffix in IMAGE_SUFFIXES:
-        if (folder / (name + suffix)).is_file():
+        if os.path.isfile(folder / (name + suffix)):  # pathlib raises for a name that is too long
             return folder / (name + suffix)
-    raise InputError(f"{list_path} lists {name!r}, but {folder} has no image of that name (.jpg, .png, ...); "
-                     f"mend the list or the folder")
+    raise InputError(f"{list_path} lists {name[:100]!r}, but {folder} has no image of that name (.jpg, .png, ...); "
+                     f"give one name without suffix a line, or mend the folder")
 
 
 def find_label(folder, name, list_path):
     """The label file of a listed name."""
     path = folder / (name + ".png")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{list_path} lists {name!r}, but {path} does not exist; mend the list or the folder")
     return path
 
 
-def open_image(path, what):
+def open_image(path, what, formats=IMAGE_FORMATS):
     """PIL image, its pixels decoded. Raises InputError that names the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            image = Image.open(path, formats=formats)
             image.load()
             return image
     except BROKEN_IMAGE as error:
@@ -103,7 +106,7 @@ def to_rgb(image, path):
 
 def read_label(path, num_classes):
     """Class indices, uint8 (H, W): of a palette PNG its indices, of a grey one its values. 255 is void."""
-    image = open_image(path, "label")
+    image = open_image(path, "label", ["PNG"])  # a JPEG changes the values
     if image.mode not in ("P", "L", "1"):
         raise InputError(f"the label {path} is a {image.mode} image; expected class indices (a palette or 8-bit grey "
                          f"PNG): VOC12/convert_labels.py converts labels in VOC's colours")
@@ -190,8 +193,12 @@ def make_loader(dataset, num_workers, batches=None, pin_memory=False, empty=None
 
     empty: what a batch without samples becomes.
 
-    It has a generator of its own: loading must not consume the random numbers of training.
+    It has a generator of its own: loading must not consume the random numbers of training. Raises InputError for a
+    number of loader processes that would only exhaust the machine.
     """
+    most = max(MANY_WORKERS, 2 * count_cores())
+    if not 0 <= num_workers <= most:
+        raise InputError(f"--n_worker is {num_workers}; give 0 to {most} loader processes")
     order = {"batch_size": 1} if batches is None else {"batch_sampler": batches}
     return DataLoader(Guarded(dataset), **order, num_workers=num_workers, pin_memory=pin_memory,
                       collate_fn=functools.partial(collate, empty=empty),
@@ -200,17 +207,18 @@ def make_loader(dataset, num_workers, batches=None, pin_memory=False, empty=None
 
 
 @contextlib.contextmanager
-def said_if_loader_dies(kind=StepInterrupted):
+def said_if_loader_dies(signs=WORKER_DEATH, kind=StepInterrupted):
     """Turns the death of a loader process into an InputError (`kind` of it) that says what to do.
 
     PyTorch raises it where the main process happens to be, so a loop over batches wants this around all of it.
+    signs: what such an error's message begins with, or holds.
     """
     try:
         yield
     except (RuntimeError, OSError) as error:
         lines = str(error).strip().splitlines() or [""]
         reason = lines[-1 if lines[0].startswith("Caught") else 0]  # of an error in a worker the traceback's end
-        if not WORKER_TROUBLE.search(reason):
+        if not signs.search(reason):
             raise
         with contextlib.suppress(ValueError):  # of another thread than the main one, where no handler runs
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's would raise the same again, in the midst of this
@@ -222,7 +230,7 @@ def items(loader):
     """Iterates over a loader's batches: Samples and LoadErrors. Raises InputError if a loader process dies."""
     iterator = iter(loader)
     while True:
-        with said_if_loader_dies(InputError):
+        with said_if_loader_dies(WORKER_TROUBLE, InputError):
             item = next(iterator, None)
         if item is None:
             return

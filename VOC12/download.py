@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.errors import InputError
+from utils.errors import InputError, first_line
 
 BLOCK = 1 << 20  # bytes read at a time
 TIMEOUT = 60  # seconds without a byte
@@ -81,9 +81,9 @@ def _fetch_once(address, part):
         error.close()
         if error.code == 416 and start:  # the range begins at the end: `part` is whole, or no part of this file
             return
-        raise _Refused(f"HTTP {error.code} {error.reason}") from None
+        raise _Refused(first_line(f"HTTP {error.code} {error.reason}")) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _Refused(str(getattr(error, "reason", None) or error)) from None
+        raise _Refused(first_line(getattr(error, "reason", None) or error)) from None
     with response:
         if not _continues(response, start):
             start = 0  # a server without ranges sends it all again
@@ -109,7 +109,7 @@ def _read(response):
     except http.client.IncompleteRead as error:
         return error.partial
     except (OSError, http.client.HTTPException) as error:
-        raise _Refused(f"the connection broke: {error}") from None
+        raise _Refused(f"the connection broke: {first_line(error)}") from None
 
 
 def _length(path):

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from utils.errors import InputError
 from VOC12.dataset import IMAGE_SUFFIXES, open_image, to_rgb
 
+OVERLAY = "_overlay"  # the second result of an image is NAME_overlay
 SUFFIXES = {suffix.lower() for suffix in IMAGE_SUFFIXES}
 
 
@@ -41,12 +42,17 @@ def find_images(arguments):
         name = wished.with_suffix("")
         for other in (wished.with_name(wished.name.replace(".", "_")),
                       *(name.with_name(f"{name.name}_{i}") for i in range(2, len(found) + 2))):
-            if str(name).lower() not in names:  # some file systems do not tell cases apart
+            if not names & results_of(name):
                 break
             name = other
-        names.add(str(name).lower())
+        names |= results_of(name)
         pairs.append((file, str(name)))
     return pairs
+
+
+def results_of(name):
+    """The names that an image's results take, in lower case: some file systems do not tell cases apart."""
+    return {str(name).lower(), f"{name}{OVERLAY}".lower()}
 
 
 class ImageFiles(Dataset):

@@ -14,6 +14,8 @@ from utils.files import write_atomically
 from VOC12.labels import CLASS_NAMES, VOID, colour_map
 
 INDICES = (*range(len(CLASS_NAMES)), VOID)
+# Of the formats that Pillow knows only those that it decodes itself: an EPS file would run Ghostscript.
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 # What Pillow raises for files that are broken in one way or another.
 BROKEN_IMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error,
                 Image.DecompressionBombError)

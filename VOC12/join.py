@@ -7,7 +7,7 @@ from PIL import Image
 
 from utils.errors import InputError
 from utils.files import write_atomically
-from VOC12.index_png import BROKEN_IMAGE, check_labels
+from VOC12.index_png import BROKEN_IMAGE, IMAGE_FORMATS, check_labels
 from VOC12.lists import read_list
 from VOC12.parallel import run_parallel
 
@@ -123,7 +123,7 @@ def _open(path, what):
     if not os.path.isfile(path):
         raise InputError(f"there is no {what} {path}")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             return image.size, image.mode, np.asarray(image)
     except BROKEN_IMAGE as error:
         raise InputError(f"the {what} {path} is broken ({error})") from error

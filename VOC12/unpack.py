@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from utils.errors import InputError
+from utils.errors import InputError, first_line
 
 
 def unpack(archive, folder):
@@ -28,8 +28,8 @@ def unpack(archive, folder):
             raise InputError(f"{archive} holds no folder {inside}; it is another archive than expected")
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.replace(temporary / inside, folder)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot unpack {archive}: {error}; fetch it again") from error
+    except (tarfile.TarError, EOFError, KeyError, zlib.error) as error:  # KeyError: a link to what it does not hold
+        raise InputError(f"cannot unpack {archive}: {first_line(error)}; fetch it again") from error
     except OSError as error:
         if error.errno is None:  # gzip's and bzip2's word for a broken file
             raise InputError(f"cannot unpack {archive}: {error}; fetch it again") from error

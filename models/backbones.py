@@ -30,7 +30,7 @@ def make_backbone(name):
     module_name, _, factory_name = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # TypeError: a relative name
         raise InputError(f"the backbone {name!r} cannot be imported ({error}); "
                          f"check the name and that its module is on PYTHONPATH") from error
     try:

@@ -5,6 +5,8 @@ connectivity[stage, source, side], bool (L, L, 2). Stages and sources count from
 sources 0 to l of both sides, so that L = 9 stages have 90 possible connections.
 """
 import re
+import tokenize
+import zipfile
 
 import numpy as np
 
@@ -200,7 +202,7 @@ def parse(text):
         stage = re.fullmatch(r"D\[(\d{1,3})\]", words[0])
         sources = [re.fullmatch(r"(?:([ED])\[(\d{1,3})\]|(G))", word) for word in words[1:] if word != "-"]
         if not stage or not all(sources) or int(stage[1]) >= MAX_STAGES:
-            raise InputError(f"line {number}, {line.strip()!r}, names no stage and its inputs; "
+            raise InputError(f"line {number}, {line.strip()[:100]!r}, names no stage and its inputs; "
                              f"expected for example: D[8] E[0] E[3] G D[4]")
         if int(stage[1]) in inputs:
             raise InputError(f"line {number} names stage {stage[1]} a second time; give each stage one line")
@@ -250,7 +252,8 @@ def read_array(path):
     """The array of a mask file."""
     try:
         array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError):  # numpy's own text advises to allow pickles
+    except (ValueError, EOFError, OSError, MemoryError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile):
+        # numpy's own text advises to allow pickles
         raise InputError("it is no numpy array of booleans or numbers, or cannot be read; "
                          "give a .npy file that prune.py wrote") from None
     if not isinstance(array, np.ndarray):

@@ -5,6 +5,8 @@ from torch import nn
 from models.backbones import make_backbone
 from utils.errors import InputError
 
+MOST_CHANNELS = 4096  # of a stage or of the logits: beyond it, memory fails in less clear ways
+
 
 def without_module_prefix(state):
     """A state dict whose names have lost the `module.` that nn.DataParallel put before them."""
@@ -17,8 +19,8 @@ class SegmentationNetwork(nn.Module):
     def __init__(self, backbone, depth, num_classes):
         super().__init__()
         for value, name in ((depth, "depth"), (num_classes, "number of classes")):
-            if value < 1:
-                raise InputError(f"the {name} is {value}; it must be at least 1")
+            if not 1 <= value <= MOST_CHANNELS:
+                raise InputError(f"the {name} is {value}; it must be at least 1, at most {MOST_CHANNELS}")
         self.backbone_name, self.depth, self.num_classes = backbone, depth, num_classes
         self.backbone = make_backbone(backbone)
         self.num_stages = len(self.backbone.channels)

@@ -7,7 +7,7 @@ import torch
 
 from models.mobilenet_v2 import from_torchvision, is_torchvision
 from models.network import without_module_prefix
-from utils.checkpoint import load_file
+from utils.checkpoint import check_tensor, load_file
 from utils.errors import InputError
 
 LAYOUTS = {True: "mobilenet_v2", False: "mobilenet_v2_torchvision"}  # by whether the first block has an expansion
@@ -49,6 +49,7 @@ def find_encoder_weights(pretrained, backbone):
 def encoder_state(content, path):
     """The encoder's tensors in a loaded file, in the encoder's own names (or torchvision's)."""
     state = content.get("state_dict", content) if isinstance(content, dict) else None
+    state = {str(key): value for key, value in state.items()} if isinstance(state, dict) else None
     if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path} holds no weights; give a state dict, or a file with one under 'state_dict'")
     state = {key: value for key, value in without_module_prefix(state).items() if isinstance(value, torch.Tensor)}
@@ -83,6 +84,8 @@ def load_encoder(encoder, weights):
     if not fitting:
         raise InputError(f"none of the {len(weights.state)} tensors in {weights.source} fits the encoder "
                          f"{weights.backbone}; give weights of that encoder, or none")
+    for name, value in fitting.items():
+        check_tensor(name, value, expected[name], weights.source)
     encoder.load_state_dict(fitting, strict=False)
     missing = [name for name in expected if name not in fitting]
     extra = weights.left_out + [name for name in weights.state

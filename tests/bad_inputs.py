@@ -197,7 +197,7 @@ def flag_cases(lab):
     for flag, *values in (("--n_class", 0, -3, "many", 256), ("--batch_size", 0, -1), ("--max_epoch", 0),
                           ("--depth", 0), ("--log_interval", 0), ("--eval_interval", 0), ("--save_interval", -1),
                           ("--lr", "nan", -1, "inf", "fast"), ("--decay", -1), ("--momentum", "nan"),
-                          ("--gamma", "nan"), ("--sparse", -1), ("--crop_size", 0, 31, 10 ** 9), ("--n_worker", -1),
+                          ("--gamma", "nan"), ("--sparse", -1), ("--crop_size", 0, 31, 10 ** 9), ("--n_worker", -1, 10 ** 6),
                           ("--seed", -1, 2 ** 64), ("--bn_momentum", 0, 2), ("--strength_warmup", 1, -1),
                           ("--beta_end", 0.5, "inf"), ("--type", "int8"), ("--gpu", -2),
                           ("--backbone_name", "vgg", "torch.nn:Linear", "no.such:Thing"), ("--strengths", "soft"),

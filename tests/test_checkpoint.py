@@ -166,11 +166,12 @@ def test_a_given_backbone_must_be_the_files(tmp_path):
 
 
 def test_a_name_in_a_file_makes_no_huge_array(tmp_path):
-    state = {"decoders.Decoders_99999999.down_convs.0.weight": torch.zeros(4, 1280, 1, 1),
-             "fc_conv.weight": torch.zeros(3, 4, 1, 1)}
-    torch.save(state, tmp_path / "file")
-    with pytest.raises(InputError, match="stage 99999999"):
-        read_checkpoint(tmp_path / "file")
+    for stage, classes in ((999, 3), (99999999, 3), (8, 10 ** 9)):
+        state = {f"decoders.Decoders_{stage}.down_convs.0.weight": torch.zeros(4, 1280, 1, 1),
+                 "fc_conv.weight": torch.zeros(1, 4, 1, 1).expand(classes, 4, 1, 1)}
+        torch.save(state, tmp_path / "file")
+        with pytest.raises(InputError, match="is no checkpoint"):
+            read_checkpoint(tmp_path / "file")
 
 
 def test_random_bytes_are_not_called_hostile(tmp_path):

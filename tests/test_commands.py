@@ -15,7 +15,7 @@ from PIL import Image
 
 from models import SparseMask, connectivity
 from utils.checkpoint import read_checkpoint
-from utils.run_folder import read_strengths
+from utils.strengths_file import read_strengths
 
 SCRIPTS = ("train_sparse_mask.py", "prune.py", "eval_sparse_mask.py", "predict.py", "draw.py", "measure.py",
            "export.py")

@@ -9,7 +9,8 @@ from models import connectivity
 from models.mobilenet_v2 import MobileNetV2
 from utils import drawing
 from utils.errors import InputError
-from utils.run_folder import RunFolder, connection_names, read_strengths
+from utils.run_folder import RunFolder
+from utils.strengths_file import connection_names, read_strengths
 
 SIZES = {"channels": MobileNetV2.channels, "strides": MobileNetV2.strides, "depth": 64}
 
@@ -81,6 +82,10 @@ def test_a_table_that_is_none_is_one_sentence(tmp_path):
     (tmp_path / "strengths.csv").write_text("iteration,a\nhello,1\n")
     with pytest.raises(InputError, match="no table of strengths"):
         read_strengths(tmp_path)
-    (tmp_path / "strengths.csv").write_text("iteration,a\n")
+    for head in ("iteration", "iteration,a", "iteration,D[0]<-E[0]"):
+        (tmp_path / "strengths.csv").write_text(head + "\n")
+        with pytest.raises(InputError, match="no table of strengths"):
+            read_strengths(tmp_path)
+    (tmp_path / "strengths.csv").write_text(",".join(["iteration", *connection_names(2)]) + "\n")
     with pytest.raises(InputError, match="no strengths yet"):
         read_strengths(tmp_path)

@@ -13,8 +13,9 @@ from models.backbones import BACKBONES, check_backbone_name
 from models.connectivity import MAX_STAGES
 from utils.errors import InputError
 from utils.files import require_file, write_atomically
+from VOC12.labels import VOID
 
-CONNECTION = re.compile(r"decoders\.Decoders_(\d+)\.(down|up)_convs\.(\d+)\.(0\.)?weight")
+CONNECTION = re.compile(r"decoders\.Decoders_(\d{1,3})\.(down|up)_convs\.(\d{1,3})\.(0\.)?weight")
 
 
 def load_file(path, what):
@@ -127,7 +128,24 @@ def load_weights(network, state, path):
         if names:
             raise InputError(f"the checkpoint {path} {problem} {len(names)} tensors, {names[0]} first; "
                              f"give the checkpoint of this network")
+    for name, value in state.items():
+        check_tensor(name, value, own[name], path)
     network.load_state_dict(state, strict=False)
+
+
+def check_tensor(name, value, own, path):
+    """Raises InputError unless `value`, a tensor from a file, can take the place of the network's tensor `own`."""
+    if value.layout != torch.strided or value.is_nested or value.is_meta or value.is_quantized:
+        problem = "is sparse, quantized or without values"
+    elif own.is_floating_point() and not value.is_floating_point():
+        problem = f"holds {str(value.dtype).removeprefix('torch.')}, not floating-point numbers"
+    elif value.is_floating_point() and not torch.isfinite(value.float()).all():
+        problem = "holds NaN or infinite values: the training that wrote it had diverged"
+    elif name.endswith("running_var") and (value < 0).any():
+        problem = "holds a negative variance"
+    else:
+        return
+    raise InputError(f"{path} cannot be used: its {name} {problem}; give a whole file of this network")
 
 
 def read_checkpoint(path):
@@ -143,6 +161,9 @@ def read_checkpoint(path):
         hint = "it looks like encoder weights" if "conv1.weight" in state else "it holds no network of this program"
         raise InputError(f"{path} is no checkpoint of a search or a training: {hint}; "
                          f"give a checkpoint_ITER.pth.tar that train_sparse_mask.py wrote")
+    if not (head.shape[0] <= VOID and connections[0][1].ndim == 4 and connections[0][1].shape[0] == head.shape[1]):
+        raise InputError(f"{path} is no checkpoint of this program: its head has {head.shape[0]} classes and "
+                         f"{head.shape[1]} channels, which do not fit its decoder; give a whole file")
     model = content.get("model") if isinstance(content.get("model"), dict) else {}
     searching = all(match[4] for match, _ in connections)  # a BN follows each convolution, so the convolution is `.0`
     return Checkpoint(

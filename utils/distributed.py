@@ -148,8 +148,10 @@ def join(gpu=None):
                 team.exchange()
         except InputError as error:
             if not isinstance(error, StepInterrupted):
-                team.announce(error)
-                leave()
+                try:
+                    team.announce(error)
+                finally:
+                    leave()
             raise
         except StoppedElsewhere:
             leave()
@@ -177,8 +179,6 @@ def start(gpu):
 
 def leave():
     """Waits for the others, so that none is killed (torchrun does that when one ends) while it still saves."""
-    last = torch.zeros(1)  # referred to until the end: PyTorch 2.6 hangs if its own thread has to free it
     with contextlib.suppress(RuntimeError):  # of one that is gone already
-        dist.all_reduce(last)
+        dist.barrier()  # and no sum: gloo's thread would let go of its tensor while Python ends, which aborts
     dist.destroy_process_group()
-    del last

@@ -113,8 +113,6 @@ def own_encoder(backbone):
 
 def make_eval_loader(args, num_classes, min_size, device, team):
     """The loader of this process's share of the eval list: one image at a time, padded to at least min_size pixels."""
-    if args.n_worker < 0:
-        raise InputError(f"--n_worker is {args.n_worker}; give a number from 0 up")
     dataset = SegmentationDataset(args.im_path, args.gt_path, args.eval_list, num_classes, EvalTransform(min_size))
     if team.size > 1:
         dataset = Subset(dataset, team.share(range(len(dataset))))

@@ -12,15 +12,14 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from models.connectivity import source_name
 from utils.checkpoint import save_file
 from utils.errors import InputError
-from utils.files import require_file, write_atomically
+from utils.files import write_atomically
+from utils.strengths_file import STRENGTHS, connection_names, read_whole_lines
 
 SOURCE_ROOT = Path(__file__).resolve().parents[1]
 SOURCE_FOLDERS = (".", "models", "utils", "VOC12")
 BEST = "checkpoint_best.pth.tar"
-STRENGTHS = "strengths.csv"  # of a search: every connection's strength over time
 NUMBERED = re.compile(r"checkpoint_(\d+)\.pth\.tar")
 
 
@@ -63,33 +62,6 @@ def iteration_of(path):
     return int(NUMBERED.fullmatch(path.name)[1])
 
 
-def connection_names(num_stages):
-    """"D[l]<-SOURCE" of every connection that a stage can have, in the order of strengths.csv: encoder side first."""
-    return [f"D[{l}]<-{source_name(j, side)}" for l in range(num_stages) for side in (0, 1) for j in range(l + 1)]
-
-
-def read_whole_lines(path):
-    """The lines of a text file that end with a line end: a run that was killed may leave half a line."""
-    return [line[:-1] for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-
-
-def read_strengths(folder):
-    """strengths.csv of a search's run folder: (names, iterations (T), strengths (T, names)).
-
-    Raises InputError if it is missing or is no such table.
-    """
-    path = require_file(Path(folder) / STRENGTHS, "log of the strengths")
-    try:
-        head, *rows = read_whole_lines(path)
-        names = head.split(",")[1:]
-        table = np.array([row.split(",") for row in rows], dtype=float).reshape(len(rows), len(names) + 1)
-    except (ValueError, OSError):
-        raise InputError(f"{path} is no table of strengths; give a folder that a search wrote") from None
-    if not len(rows):
-        raise InputError(f"{path} holds no strengths yet; wait for the first log_interval of the search")
-    return names, table[:, 0].astype(int), table[:, 1:]
-
-
 @contextlib.contextmanager
 def said_if_unwritable(path):
     """Turns an OSError of writing in a run folder into an InputError."""
@@ -98,6 +70,27 @@ def said_if_unwritable(path):
     except OSError as error:
         raise InputError(f"cannot write in {path}: {error.strerror or error}; "
                          f"give a folder that can be written and has space left") from error
+
+
+class LastingFile:
+    """Keeps the thread that writes TensorBoard's file alive when the disk is full: `failure` is the error then.
+
+    Without that thread tensorboardX waits for ever as soon as its queue is full.
+    """
+
+    def __init__(self, event_writer):
+        self.failure = None
+        file = event_writer._ev_writer
+        for name in ("write_event", "flush", "close"):
+            setattr(file, name, self.lasting(getattr(file, name)))
+
+    def lasting(self, method):
+        def attempt(*arguments):
+            try:
+                return method(*arguments)
+            except OSError as error:
+                self.failure = error
+        return attempt
 
 
 class NoFolder:
@@ -116,12 +109,13 @@ class RunFolder:
         self.path = Path(path)
         later = [p for p in numbered_checkpoints(self.path) if resume_at is not None and iteration_of(p) > resume_at]
         for leftover in self.path.glob(".*.part*"):  # of a process that was killed while it wrote
-            leftover.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                leftover.unlink()
         if later:
             raise InputError(f"{self.path} holds a later checkpoint, {later[-1].name}: resume that one, or move it "
                              f"away to go back to iteration {resume_at}")
         self.scalars_file = self.path / "tensorboard.json"
-        self.scalars = {}
+        self.scalars, self.put_aside = {}, []
         self.strengths_file = self.path / STRENGTHS
         if resume_at is not None:
             self.read_scalars(resume_at)
@@ -129,26 +123,41 @@ class RunFolder:
         with said_if_unwritable(self.path):
             self.log_file = open(self.path / "log.txt", "a", encoding="utf-8")
             self.writer = SummaryWriter(str(self.path / "tensorboard_log"), purge_step=purge)
+            self.events = LastingFile(self.writer.file_writer.event_writer)
+        for line in self.put_aside:
+            self.log(line)
 
     def read_scalars(self, resume_at):
         """Takes up the curves where the checkpoint was written."""
-        with contextlib.suppress(OSError, ValueError):
-            saved = json.loads(self.scalars_file.read_text(encoding="utf-8"))
-            self.scalars = {tag: [row for row in rows if row[1] <= resume_at] for tag, rows in saved.items()}
+        if self.scalars_file.exists():
+            with self.put_aside_if_damaged(self.scalars_file):
+                saved = json.loads(self.scalars_file.read_text(encoding="utf-8"))
+                self.scalars = {tag: [row for row in rows if row[1] <= resume_at] for tag, rows in saved.items()}
         if self.strengths_file.exists():
-            lines = read_whole_lines(self.strengths_file)
-            if not lines:  # killed while it wrote the head
-                self.strengths_file.unlink()
-                return
-            head, *rows = lines
-            with write_atomically(self.strengths_file) as temporary:
-                temporary.write_text("".join(f"{row}\n" for row in [head, *rows] if row == head or
-                                             int(row.partition(",")[0]) <= resume_at), encoding="utf-8")
+            with self.put_aside_if_damaged(self.strengths_file):
+                lines = read_whole_lines(self.strengths_file)
+                kept = lines[:1] + [row for row in lines[1:] if int(row.partition(",")[0]) <= resume_at]
+                if not kept:  # killed while it wrote the head
+                    self.strengths_file.unlink()
+                    return
+                with write_atomically(self.strengths_file) as temporary:
+                    temporary.write_text("".join(f"{row}\n" for row in kept), encoding="utf-8")
+
+    @contextlib.contextmanager
+    def put_aside_if_damaged(self, path):
+        """A log that cannot be read back must not end the run: it is renamed, and a new one begins."""
+        try:
+            yield
+        except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError):
+            aside = path.with_name(f"{path.name}.damaged")
+            with said_if_unwritable(self.path):
+                os.replace(path, aside)
+            self.put_aside.append(f"warning: {path} is damaged; it is {aside.name} now, and a new one begins")
 
     def log(self, message):
-        """A line on the screen, above the progress bar, and in log.txt."""
-        tqdm.write(message)
+        """A line in log.txt, and on the screen above the progress bar."""
         self.note(message)
+        tqdm.write(message)
 
     def note(self, message):
         """A line in log.txt alone."""
@@ -209,21 +218,26 @@ class RunFolder:
             temporary.write_text(json.dumps(self.scalars), encoding="utf-8")
         with said_if_unwritable(self.path):
             self.writer.flush()
+            if self.events.failure:
+                raise self.events.failure
 
     def save_checkpoint(self, content, best, keep_all):
-        """Writes checkpoint_ITER.pth.tar, and checkpoint_best.pth.tar too if it is the best.
+        """Writes checkpoint_ITER.pth.tar, and before it checkpoint_best.pth.tar if it is the best.
 
-        The ones before go only after the new one is whole, unless keep_all.
+        In this order, for what resumes takes the numbered one for proof that the best is there. The ones before go only
+        after the new one is whole, unless keep_all.
         """
         path = self.path / f"checkpoint_{content['iter']}.pth.tar"
-        save_file(path, content)
         if best:
-            with write_atomically(self.path / BEST) as temporary:
+            save_file(self.path / BEST, content)
+            with write_atomically(path) as temporary:
                 os.unlink(temporary)
                 try:
-                    os.link(path, temporary)
+                    os.link(self.path / BEST, temporary)
                 except OSError:  # a file system without links
-                    shutil.copyfile(path, temporary)
+                    shutil.copyfile(self.path / BEST, temporary)
+        else:
+            save_file(path, content)
         if not keep_all:
             for other in numbered_checkpoints(self.path):
                 if iteration_of(other) < content["iter"]:
@@ -232,4 +246,5 @@ class RunFolder:
     def close(self):
         """Closes what is open."""
         self.writer.close()
-        self.log_file.close()
+        with contextlib.suppress(OSError):  # a full disk: said where it lost a checkpoint
+            self.log_file.close()

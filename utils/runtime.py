@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.errors import InputError, StepInterrupted
+from utils.errors import InputError, StepInterrupted, first_line
 from VOC12.transforms import to_network
 
 TYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -115,13 +115,18 @@ def make_deterministic():
 
 
 @contextlib.contextmanager
-def explain_out_of_memory(advice):
-    """Turns the GPU's running out of memory into an InputError that says what to do. So too for --deterministic."""
+def explain_out_of_memory(advice, kind=StepInterrupted):
+    """Turns running out of memory into an InputError (`kind` of it) that says what to do. So too --deterministic."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise StepInterrupted(f"the GPU ran out of memory ({str(error).splitlines()[0]}); {advice}") from None
+        raise kind(f"the GPU ran out of memory ({first_line(error)}); {advice}") from None
+    except MemoryError:
+        raise kind(f"the memory ran out; {advice}") from None
     except RuntimeError as error:
+        if "DefaultCPUAllocator" in str(error):
+            raise kind(f"the memory ran out ({first_line(error).rpartition('DefaultCPUAllocator: ')[2]}); "
+                       f"{advice}") from None
         if "deterministic implementation" not in str(error):
             raise
         raise StepInterrupted(f"--deterministic is impossible here ({str(error).split('.')[0]}); leave it "

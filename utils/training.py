@@ -9,8 +9,9 @@ import torch
 from tqdm import tqdm
 
 from models import connectivity
+from utils.checkpoint import check_tensor
 from utils.engine import NotFinite, Schedule, evaluate, search_losses, train_losses, train_one_epoch
-from utils.errors import InputError
+from utils.errors import InputError, first_line
 from utils.metrics import require_pixels, scores
 from utils.pictures import colour_label
 from utils.runtime import random_state, set_random_state
@@ -78,13 +79,35 @@ class Run:
                 "settings": settings_of(self.args)}
 
     def restore(self, content):
-        """Takes up a run where `state` was called; the network has its weights already."""
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.precision.scaler.load_state_dict(content["scaler"])
+        """Takes up a run where `state` was called; the network has its weights already.
+
+        Raises InputError if the optimizer or another state is not of such a run.
+        """
+        try:
+            self.restore_optimizer(content["optimizer"])
+            self.precision.scaler.load_state_dict(content["scaler"])
+            self.confusion.copy_(content["train_confusion"])
+            set_random_state(content["random_state"], self.precision.device)
+        except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise InputError(f"{self.folder.path} cannot be resumed: the state of its optimizer or of its random "
+                             f"numbers is damaged, or of another run ({first_line(error)}); resume another "
+                             f"checkpoint") from None
         self.iteration, self.best, self.saved_at = content["iter"], content["best_m_iou"], content["iter"]
         self.evaluated_at = content.get("evaluated_at", self.iteration)  # older runs did not say
-        self.confusion.copy_(content["train_confusion"])
-        set_random_state(content["random_state"], self.precision.device)
+
+    def restore_optimizer(self, state):
+        """Loads the optimizer's state. The fused SGD writes out of bounds where a momentum has another shape."""
+        rates = [group["initial_lr"] for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state)
+        for group, rate in zip(self.optimizer.param_groups, rates):
+            if group["initial_lr"] != rate:
+                raise ValueError(f"a learning rate is {group['initial_lr']!r}")
+            for parameter in group["params"]:
+                buffer = self.optimizer.state[parameter].get("momentum_buffer")
+                if buffer is not None:
+                    check_tensor("momentum", buffer, parameter, self.folder.path)
+                    if buffer.shape != parameter.shape:
+                        raise ValueError(f"a momentum has the shape {tuple(buffer.shape)}")
 
     def save(self, best=False):
         """A checkpoint of this moment. Raises NotFinite if the weights are broken: the last good one stays."""
@@ -94,9 +117,11 @@ class Run:
         for name, value in self.network.state_dict().items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise NotFinite(f"{name} is no longer finite after iteration {self.iteration}")
-        self.folder.save_checkpoint(self.state(), best, self.args.keep_all)
-        self.saved_at = self.iteration
-        self.folder.flush()
+        try:
+            self.folder.flush()  # the curves before the checkpoint that says that they are there
+        finally:  # it matters more than they do
+            self.folder.save_checkpoint(self.state(), best, self.args.keep_all)
+            self.saved_at = self.iteration
 
     def save_if_possible(self):
         """After an error of the input: saves unless that is impossible too, or there is nothing new."""
