@@ -42,6 +42,11 @@ def make_files(root):
     torch.save({"state_dict": one_lacks}, root / "lacks.pth.tar")
     other_shape = {**content["state_dict"], "backbone.conv1.weight": torch.zeros(2, 2)}
     torch.save({"state_dict": other_shape}, root / "shape.pth")
+    name = "backbone.conv1.weight"
+    spoilt = {"nan.pth": content["state_dict"][name] * float("nan"), "integers.pth": torch.ones(32, 3, 3, 3, dtype=int),
+              "sparse.pth": content["state_dict"][name].to_sparse()}
+    for file, tensor in spoilt.items():
+        torch.save({"state_dict": {**content["state_dict"], name: tensor}}, root / file)
     torch.save({"state_dict": {"features": torch.zeros(3)}}, root / "nothing.pth")
     torch.save([1, 2], root / "list.pth")
     torch.save({"state_dict": {}, "x": MakesFile(root / "made_by_checkpoint")}, root / "hostile.pth.tar")
@@ -69,7 +74,7 @@ def make_files(root):
 
     for name, text in {"empty.txt": "", "blank.txt": "\n  \n\n", "unknown.txt": "n5\nmissing\n", "up.txt": "../n5\n",
                        "absolute.txt": "/etc/passwd\n", "drive.txt": "C:\\n5\n", "control.txt": "n5\x07\n",
-                       "two_names.txt": "a\nb\n", "colour.txt": "colour\n"}.items():
+                       "two_names.txt": "a\nb\n", "long.txt": "a" * 300, "colour.txt": "colour\n"}.items():
         (root / name).write_text(text)
     (root / "binary.txt").write_bytes(bytes(range(128, 256)))
     (root / "harmless.txt").write_bytes("\ufeffn5\r\n\r\n  n6  \r\nn5\r\n".encode())
@@ -92,6 +97,8 @@ def broken_images(data):
         ("32-bit floats", ["n5.jpg", "32 bits"], lambda path: Image.new("F", (76, 70)).save(path, format="TIFF")),
         ("another size than its label", ["n5.jpg", "60x50", "76x70"],
          lambda path: Image.new("RGB", (60, 50)).save(path)),
+        ("EPS, which would run Ghostscript (hostile)", ["n5.jpg", "cannot be read"],
+         lambda path: Image.new("RGB", (76, 70)).save(path, format="EPS")),
         ("missing", ["n5", "no image of that name"], lambda path: path.unlink()),
         ("a folder named .jpg", ["n5", "no image of that name"], lambda path: (path.unlink(), path.mkdir())),
     ]
@@ -106,6 +113,8 @@ def broken_labels():
     return [
         ("cut short", ["n5.png", "cannot be read"], lambda path: path.write_bytes(path.read_bytes()[:60])),
         ("zero bytes", ["n5.png", "cannot be read"], lambda path: path.write_bytes(b"")),
+        ("JPEG named .png", ["n5.png", "cannot be read"],
+         lambda path: Image.new("L", (76, 70)).save(path, format="JPEG")),
         ("RGB", ["n5.png", "RGB", "convert_labels"], save(Image.new("RGB", (76, 70)))),
         ("16 bits", ["n5.png", "I;16"], save(Image.fromarray(np.zeros((70, 76), np.uint16)))),
         ("another size than its image", ["n5.png", "60x50"], save(Image.new("L", (60, 50)))),
@@ -165,6 +174,7 @@ def broken_archives(root):
             ("a member above the folder", member("../escaped")),
             ("an absolute member", member(str(root / "escaped"))),
             ("a link out of the folder", member("benchmark_RELEASE/x", tarfile.SYMTYPE, "../../escaped")),
+            ("a hard link to nothing", member("benchmark_RELEASE/x", tarfile.LNKTYPE, "benchmark_RELEASE/nothing")),
             ("a device", member("benchmark_RELEASE/x", tarfile.CHRTYPE)))):
         yield what, archive(root, f"archive{number}", wrong)
     cut = archive(root, "archive_cut", member("benchmark_RELEASE/a"))

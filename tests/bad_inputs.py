@@ -117,6 +117,7 @@ def list_cases(lab):
                              ("a drive letter", "drive.txt", "leads out"),
                              ("a control character", "control.txt", "not a file name"),
                              ("not UTF-8", "binary.txt", "not UTF-8"),
+                             ("a name of 300 characters", "long.txt", "no image of that name"),
                              ("missing", "nowhere.txt", "does not exist"),
                              ("a folder", "folder", "is a folder"),
                              ("a name too long", "a" * 300, "cannot be reached")):
@@ -172,6 +173,9 @@ def checkpoint_cases(lab):
                                ("a list", "list.pth", "no checkpoint"),
                                ("lacks a tensor", "lacks.pth.tar", "lacks 1 tensors", "conv1.weight"),
                                ("a tensor of another shape", "shape.pth", "in another shape"),
+                               ("NaN weights", "nan.pth", "NaN", "conv1.weight"),
+                               ("integers for weights", "integers.pth", "int64", "conv1.weight"),
+                               ("a sparse tensor", "sparse.pth", "sparse", "conv1.weight"),
                                ("of a search", "checkpoint_6.pth.tar", "is of a search"),
                                ("missing", "nowhere", "does not exist"),
                                ("a folder", "folder", "folder")):
@@ -194,14 +198,14 @@ def checkpoint_cases(lab):
 
 def flag_cases(lab):
     words = {"--n_class": "class", "--backbone_name": "backbone"}
-    for flag, *values in (("--n_class", 0, -3, "many", 256), ("--batch_size", 0, -1), ("--max_epoch", 0),
-                          ("--depth", 0), ("--log_interval", 0), ("--eval_interval", 0), ("--save_interval", -1),
-                          ("--lr", "nan", -1, "inf", "fast"), ("--decay", -1), ("--momentum", "nan"),
-                          ("--gamma", "nan"), ("--sparse", -1), ("--crop_size", 0, 31, 10 ** 9), ("--n_worker", -1, 10 ** 6),
-                          ("--seed", -1, 2 ** 64), ("--bn_momentum", 0, 2), ("--strength_warmup", 1, -1),
-                          ("--beta_end", 0.5, "inf"), ("--type", "int8"), ("--gpu", -2),
-                          ("--backbone_name", "vgg", "torch.nn:Linear", "no.such:Thing"), ("--strengths", "soft"),
-                          ("--no_such_flag", 1)):
+    for flag, *values in (("--n_class", 0, -3, "many", 256), ("--batch_size", 0, -1), ("--max_epoch", 0, 10 ** 27),
+                          ("--depth", 0, 10 ** 6), ("--log_interval", 0), ("--eval_interval", 0),
+                          ("--save_interval", -1), ("--lr", "nan", -1, "inf", "fast"), ("--decay", -1),
+                          ("--momentum", "nan"), ("--gamma", "nan"), ("--sparse", -1), ("--crop_size", 0, 31, 10 ** 9),
+                          ("--n_worker", -1, 10 ** 6), ("--seed", -1, 2 ** 64), ("--bn_momentum", 0, 2),
+                          ("--strength_warmup", 1, -1), ("--beta_end", 0.5, "inf", 1e308), ("--type", "int8"),
+                          ("--gpu", -2), ("--backbone_name", "vgg", "torch.nn:Linear", "no.such:Thing", ".:x"),
+                          ("--strengths", "soft"), ("--no_such_flag", 1)):
         for value in values:
             yield f"{flag} {value}", [*lab.new, flag, value], words.get(flag, flag.strip("-"))
     yield "neither --search nor --mask_path", [TRAIN, *TINY, *lab.lists], "--search", "--mask_path"
