@@ -2,19 +2,24 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
+from bad_inputs import Case, try_out
 from conftest import ROOT, TINY, folders
 from PIL import Image
 
 from models import SparseMask, connectivity
 from utils.checkpoint import read_checkpoint
+from utils.errors import InputError
+from utils.run_folder import RunFolder
 from utils.strengths_file import read_strengths
 
 SCRIPTS = ("train_sparse_mask.py", "prune.py", "eval_sparse_mask.py", "predict.py", "draw.py", "measure.py",
@@ -339,3 +344,52 @@ def test_bad_input_as_commands(path, tmp_path):
     for script in SCRIPTS:
         assert "usage" in run(script, "--help")
     run("prune.py", "--no_such_flag", code=2)
+
+
+@pytest.mark.parametrize("words, change", [
+    ("momentum has the shape", lambda c: c["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(2, 2))),
+    ("random numbers is damaged", lambda c: c["random_state"].update(cpu=torch.zeros(3, dtype=torch.uint8))),
+    ("of another run", lambda c: c["optimizer"]["param_groups"].pop()),
+    ("setting type is 'int9'", lambda c: c["settings"].update(type="int9")),
+    ("setting lr is 'x'", lambda c: c["settings"].update(lr="x")),
+    ("iteration 99 of 6", lambda c: c.update(iter=99))])
+def test_a_damaged_state_is_not_resumed(path, tmp_path, words, change):
+    content = torch.load(path["checkpoint"], weights_only=True)
+    change(content)
+    torch.save(content, tmp_path / "checkpoint_6.pth.tar")
+    outcome = try_out(Case("checkpoint", words, ["train_sparse_mask.py", "--resume", tmp_path], []))
+    assert outcome.code == 2 and words in outcome.said and "\n" not in outcome.said
+
+
+def test_a_damaged_log_is_put_aside(path, tmp_path):
+    shutil.copytree(path["search"], tmp_path / "run")
+    for name, text in (("tensorboard.json", "[1, 2]"), ("strengths.csv", "iteration,a\nhello,world\n")):
+        (tmp_path / "run" / name).write_text(text)
+    outcome = try_out(Case("", "", ["train_sparse_mask.py", "--resume", tmp_path / "run"], []))
+    assert outcome.code == 0 and outcome.said.count("is damaged") == 2
+    assert (tmp_path / "run/tensorboard.json.damaged").read_text() == "[1, 2]"
+
+
+def test_a_run_goes_on_when_nobody_reads_its_screen(data, tmp_path):
+    command = shlex.join(map(str, [sys.executable, "train_sparse_mask.py", "--mask_path", "fcn", *TINY, *folders(data),
+                                   "--max_epoch", 1, "--exp_path", tmp_path]))
+    subprocess.run(f"{command} 2>&1 | true", shell=True, cwd=ROOT, check=True)
+    assert (only_run(tmp_path) / "checkpoint_3.pth.tar").exists()
+
+
+def test_a_full_disk_does_not_stop_tensorboards_thread(tmp_path):
+    """Else tensorboardX waits for ever for room in its queue."""
+    folder = RunFolder(tmp_path)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+    folder.writer.file_writer.event_writer._ev_writer._py_recordio_writer.write = full
+    for step in range(50):
+        folder.scalar("train/loss", 1, step)
+    for _ in range(100):  # the thread is not in step with this one
+        if folder.events.failure:
+            break
+        time.sleep(0.05)
+    with pytest.raises(InputError, match="No space left"):
+        folder.flush()
+    folder.close()
