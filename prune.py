@@ -84,7 +84,8 @@ def main(args):
     lines.append(f"parameters: {before:,} in the supernet, {after:,} pruned "
                  f"({count(network.backbone):,} encoder, {after - count(network.backbone):,} decoder and head)")
     print("\n".join(lines))
-    path = Path(args.checkpoint).parent / f"mask_thres_{args.thres:g}.npy"
+    short = f"{args.thres:g}"  # of six digits; a threshold with more has a name, and so a file, of its own
+    path = Path(args.checkpoint).parent / f"mask_thres_{short if float(short) == args.thres else repr(args.thres)}.npy"
     write(path, kept, strengths, args, lines)
     print(f"written: {path}, and {path.with_suffix('.txt').name} beside it\n"
           f"next: python train_sparse_mask.py --mask_path {shlex.quote(str(path))}{own_encoder(checkpoint.backbone)}")

@@ -393,3 +393,8 @@ def test_a_full_disk_does_not_stop_tensorboards_thread(tmp_path):
     with pytest.raises(InputError, match="No space left"):
         folder.flush()
     folder.close()
+
+
+def test_thresholds_that_differ_write_masks_of_other_names(path):
+    run("prune.py", "--checkpoint", path["out"] / "found.pth.tar", "--thres", 0.00100000001)
+    assert (path["out"] / "mask_thres_0.00100000001.npy").exists()
