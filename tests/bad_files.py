@@ -97,7 +97,7 @@ def broken_images(data):
         ("32-bit floats", ["n5.jpg", "32 bits"], lambda path: Image.new("F", (76, 70)).save(path, format="TIFF")),
         ("another size than its label", ["n5.jpg", "60x50", "76x70"],
          lambda path: Image.new("RGB", (60, 50)).save(path)),
-        ("EPS, which would run Ghostscript (hostile)", ["n5.jpg", "cannot be read"],
+        ("EPS, which would run Ghostscript (hostile)", ["n5.jpg", "cannot identify"],
          lambda path: Image.new("RGB", (76, 70)).save(path, format="EPS")),
         ("missing", ["n5", "no image of that name"], lambda path: path.unlink()),
         ("a folder named .jpg", ["n5", "no image of that name"], lambda path: (path.unlink(), path.mkdir())),

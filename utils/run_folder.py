@@ -148,6 +148,8 @@ class RunFolder:
         """A log that cannot be read back must not end the run: it is renamed, and a new one begins."""
         try:
             yield
+        except InputError:  # a full disk, while the file's rest is written back
+            raise
         except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError):
             aside = path.with_name(f"{path.name}.damaged")
             with said_if_unwritable(self.path):

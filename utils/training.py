@@ -88,6 +88,8 @@ class Run:
             self.precision.scaler.load_state_dict(content["scaler"])
             self.confusion.copy_(content["train_confusion"])
             set_random_state(content["random_state"], self.precision.device)
+        except InputError:
+            raise
         except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise InputError(f"{self.folder.path} cannot be resumed: the state of its optimizer or of its random "
                              f"numbers is damaged, or of another run ({first_line(error)}); resume another "
@@ -97,11 +99,10 @@ class Run:
 
     def restore_optimizer(self, state):
         """Loads the optimizer's state. The fused SGD writes out of bounds where a momentum has another shape."""
-        rates = [group["initial_lr"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state)
-        for group, rate in zip(self.optimizer.param_groups, rates):
-            if group["initial_lr"] != rate:
-                raise ValueError(f"a learning rate is {group['initial_lr']!r}")
+        own = self.optimizer.state_dict()["param_groups"]  # rates and so on follow from the run's settings
+        groups = [{**group, "params": saved["params"]} for group, saved in zip(own, state["param_groups"], strict=True)]
+        self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+        for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 buffer = self.optimizer.state[parameter].get("momentum_buffer")
                 if buffer is not None:
