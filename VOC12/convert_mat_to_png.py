@@ -32,7 +32,8 @@ def convert_folder(sbd_path, workers=None):
     destination = source.with_name("cls_png")
     make_output_folder(destination)
     tasks = {str(source / f"{name}.mat"): (source / f"{name}.mat", destination / f"{name}.png") for name in names}
-    results, failures = run_parallel(convert_file, tasks, "SBD labels", workers)
+    # In processes: a damaged byte can make scipy's reader crash (seen with scipy 1.17).
+    results, failures = run_parallel(convert_file, tasks, "SBD labels", workers, may_crash=True)
     written = sum(results.values())
     return written, len(results) - written, failures
 

@@ -2,6 +2,7 @@
 import argparse
 import concurrent.futures
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -24,19 +25,21 @@ def add_workers_argument(parser):
     parser.add_argument("--workers", type=_positive, metavar="N", help="processes to work with (default: all cores)")
 
 
-def run_parallel(function, tasks, title, workers=None):
+def run_parallel(function, tasks, title, workers=None, may_crash=False):
     """Calls `function(*arguments)` for every item of `tasks`, a dict of name -> arguments, and shows a progress bar.
 
     `function` is importable (it runs in other processes) and raises InputError for a wrong file; that fails this one
     task. Any other exception is a bug: the rest is cancelled and it is raised here. So is Ctrl-C, after the tasks
-    under way, which take milliseconds each, have finished.
+    under way, which take milliseconds each, have finished. A task whose process dies fails too, and the rest goes on;
+    with `may_crash` even a few tasks run in another process, for what may end its own.
 
     Returns (results, failures): a dict of name -> what the function returned, and a list of (name, sentence), both
-    in the order of `tasks`. Raises InputError if a worker process is killed from outside.
+    in the order of `tasks`.
     """
     workers = min(workers or count_cores(), -(-len(tasks) // TASKS_PER_WORKER), MOST_WORKERS)
     found, failed = {}, {}
-    with contextlib.closing(_outcomes(function, tasks, workers)) as outcomes:
+    outcomes = _in_processes(function, tasks, workers) if workers > 1 or may_crash else _here(function, tasks)
+    with contextlib.closing(outcomes):
         for name, result, sentence in tqdm(outcomes, desc=title, total=len(tasks), unit="file"):
             if sentence is None:
                 found[name] = result
@@ -53,25 +56,50 @@ def report_failures(failures):
     return 1 if failures else 0
 
 
-def _outcomes(function, tasks, workers):
+def _here(function, tasks):
     """Yields (name, result, None) or (name, None, sentence) as the tasks end."""
-    if workers <= 1:
-        for name, arguments in tasks.items():
-            yield (name, *_attempt(function, arguments))
-        return
+    for name, arguments in tasks.items():
+        yield (name, *_attempt(function, arguments))
+
+
+def _in_processes(function, tasks, workers):
+    """As _here, with all workers. What was under way when a process died is tried again, one task at a time."""
+    waiting = iter(tasks)
+    while suspects := (yield from _in_pool(function, tasks, waiting, workers)):
+        suspects = iter(suspects)
+        while dead := (yield from _in_pool(function, tasks, suspects, 1)):
+            yield dead[0], None, ("the process that read it died twice: the file is damaged, or memory ran out; "
+                                  "fetch it again, or run again with fewer --workers")
+
+
+def _in_pool(function, tasks, waiting, workers):
+    """As _here, of the names in the iterator `waiting`. Returns the names that were under way when a process died."""
     # Spawned, not forked: a fork of a process with threads (tqdm's, torch's) may hang.
     pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"),
                                                   initializer=_start_worker)
+    under_way = {}  # few at a time, so that few are suspect
+
+    def submit(count):
+        for name in itertools.islice(waiting, count):
+            under_way[name] = None  # for if the pool is broken by now
+            under_way[name] = pool.submit(_attempt, function, tasks[name])
+
     try:
         with _interrupts_ignored():  # what the workers inherit: Ctrl-C is for this process to handle
-            futures = {pool.submit(_attempt, function, arguments): name for name, arguments in tasks.items()}
-        for future in concurrent.futures.as_completed(futures):
-            yield (futures[future], *future.result())
+            submit(1 if workers == 1 else 2 * workers)
+        while under_way:
+            concurrent.futures.wait(under_way.values(), return_when=concurrent.futures.FIRST_COMPLETED)
+            done = [name for name, future in under_way.items() if future.done()]
+            for name in done:
+                outcome = under_way[name].result()
+                del under_way[name]
+                yield (name, *outcome)
+            submit(len(done))
     except BrokenProcessPool:
-        raise InputError("a worker process was killed, most often for lack of memory; run again, "
-                         "with fewer --workers: what is done is kept") from None
+        pass
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+    return list(under_way)
 
 
 def _attempt(function, arguments):

@@ -17,6 +17,7 @@ from utils.errors import InputError
 from VOC12 import convert_labels, convert_mat_to_png
 from VOC12.index_png import INDICES, write_label_png
 from VOC12.labels import colour_map
+from VOC12.parallel import run_parallel
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "VOC12"
 
@@ -127,6 +128,31 @@ def test_mat_failures_are_named_and_the_others_converted(sbd):
         assert len(lines) == 1 and word in lines[0], (name, lines)
     assert "3 written, 0 already there, 10 failed" in result.stdout
     assert len(list((sbd / "dataset/cls_png").iterdir())) == 3
+
+
+def die_of_two(number):
+    """A task that ends its process, if its number is 2: as a crash in a library would."""
+    if number == 2:
+        os._exit(139)
+    return number
+
+
+@pytest.mark.parametrize(("tasks", "workers"), [(3, 2), (60, 2)])  # a single worker; two
+def test_a_task_whose_process_dies_is_named_and_the_others_are_done(tasks, workers):
+    results, failures = run_parallel(die_of_two, {str(n): (n,) for n in range(tasks)}, "", workers, may_crash=True)
+    assert results == {str(n): n for n in range(tasks) if n != 2}
+    assert [name for name, sentence in failures] == ["2"] and "damaged" in failures[0][1]
+
+
+def test_a_mat_that_crashes_the_reader_is_named(sbd):
+    """With this byte changed, scipy 1.17 reads from a wrong address."""
+    scipy.io.savemat(sbd / "dataset/cls/crash.mat", {"GTcls": {"Segmentation": np.zeros((4, 5), np.uint8)}})
+    content = bytearray((sbd / "dataset/cls/crash.mat").read_bytes())
+    content[265] = 20
+    (sbd / "dataset/cls/crash.mat").write_bytes(content)
+    result = run("convert_mat_to_png.py", "--sbd_path", sbd)
+    assert result.returncode == 1 and "3 written, 0 already there, 1 failed" in result.stdout, result.stderr
+    assert "crash.mat: " in result.stderr and "Traceback" not in result.stderr
 
 
 def test_mat_wrong_folders(sbd, tmp_path):
