@@ -52,6 +52,9 @@ def make_files(root):
     torch.save({"state_dict": {}, "x": MakesFile(root / "made_by_checkpoint")}, root / "hostile.pth.tar")
     torch.save({**content, "model": {"backbone": "os:getcwd"}}, root / "imports.pth.tar")
     (root / "cut.pth.tar").write_bytes(train.read_bytes()[:5000])
+    flipped = bytearray(train.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    (root / "flipped.pth.tar").write_bytes(flipped)
     (root / "empty").write_text("")
     (root / "text.txt").write_text("this is no such file\n")
     (root / "text.pth.tar").write_text("this is no such file\n")

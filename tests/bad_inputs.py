@@ -166,6 +166,7 @@ def mask_cases(lab):
 def checkpoint_cases(lab):
     for what, file, *words in (("cut short", "cut.pth.tar", "cannot be read", "cut short"),
                                ("zero bytes", "empty", "cannot be read"),
+                               ("a bit flipped", "flipped.pth.tar", "cannot be read", "damaged"),
                                ("text", "text.pth.tar", "cannot be read"),
                                ("a pickle that runs code (hostile)", "hostile.pth.tar", "could run code"),
                                ("imports an encoder (hostile)", "imports.pth.tar", "import", "--backbone_name"),
@@ -211,6 +212,8 @@ def flag_cases(lab):
     yield "neither --search nor --mask_path", [TRAIN, *TINY, *lab.lists], "--search", "--mask_path"
     yield "--search and --mask_path", [*lab.new, "--search"], "--mask_path"
     yield "--ft_model without a file", [TRAIN, *TINY, *lab.lists, "--ft_model"], "--ft_model"
+    for flag in ("--mask_path", "--class_names", "--exp_path"):
+        yield f"{flag} ''", [*lab.new, flag, ""], f"{flag} is empty"
     yield "--exp_path a file", [*lab.new, "--exp_path", lab.root / "empty"], "empty"
     for value in (0, "nan", 1e9):
         yield f"--scales {value}", [*lab.evaluation, "--scales", value], "--scales"

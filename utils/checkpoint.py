@@ -2,6 +2,7 @@
 import errno
 import re
 import warnings
+import zipfile
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,13 +25,19 @@ def load_file(path, what):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            return torch.load(path, map_location="cpu", weights_only=True)
+            warnings.filterwarnings("ignore", "Sparse invariant checks", UserWarning)  # check_tensor refuses them
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):  # not so in PyTorch 1.0; torch.load looks at no checksum
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip():
+                    raise zipfile.BadZipFile
+        return content
     except Exception as error:  # broken files raise many types: UnpicklingError, EOFError, RuntimeError, KeyError, ...
         if isinstance(error, MemoryError):
             raise
         text = str(error)
         cut = isinstance(error, EOFError) or getattr(error, "errno", None) == errno.EINVAL  # a seek before the start
-        if cut or "PytorchStreamReader" in text:
+        if cut or "PytorchStreamReader" in text or isinstance(error, zipfile.BadZipFile):
             reason = "it is cut short or damaged"
         elif re.search(r"unsupported (global|class)", text, re.IGNORECASE):
             reason = "it holds more than tensors and plain values, and loading that could run code"

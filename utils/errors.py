@@ -22,10 +22,16 @@ def first_line(error, limit=200):
 
 
 def given_options(parser, argv=None):
-    """Names of the options that `argv` (default: the command line) sets."""
+    """Names of the options that `argv` (default: the command line) sets. An empty value is an error of the parser's.
+
+    It is what a shell makes of a variable that is not set: `--mask_path "$MASK"` must not pass for no mask at all.
+    """
     unset = object()
     names = [action.dest for action in parser._actions if action.dest != "help"]
     parsed = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, unset)))
+    for action in parser._actions:
+        if getattr(parsed, action.dest, None) == "" != action.const:
+            parser.error(f"{'/'.join(action.option_strings) or action.dest} is empty; give a value or leave it out")
     return {name for name in names if getattr(parsed, name) is not unset}
 
 

@@ -129,8 +129,8 @@ def explain_out_of_memory(advice, kind=StepInterrupted):
                        f"{advice}") from None
         if "deterministic implementation" not in str(error):
             raise
-        raise StepInterrupted(f"--deterministic is impossible here ({str(error).split('.')[0]}); leave it "
-                              f"out, or take --gpu -1") from None
+        raise kind(f"--deterministic is impossible here ({str(error).split('.')[0]}); leave it out, or "
+                   f"take --gpu -1") from None
 
 
 class StopRequest:
