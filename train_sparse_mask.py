@@ -18,19 +18,15 @@ from utils.engine import NotFinite
 from utils.errors import InputError, StepInterrupted, run_command
 from utils.options import (HelpFormatter, add_data_options, add_model_options, check_crop_size, class_names_for,
                            make_eval_loader, option_if_given, own_encoder)
-from utils.run_folder import NoFolder, RunFolder, find_last_checkpoint, new_folder
+from utils.resume import checkpoint_to_resume
+from utils.run_folder import NoFolder, RunFolder, new_folder
 from utils.runtime import (Precision, StopRequest, add_device_options, explain_out_of_memory, make_deterministic,
                            seed_everything, select_device)
 from utils.training import RELEASED_ITERATIONS, Run, settings_of
 from VOC12.dataset import EpochBatches, SegmentationDataset, make_loader, said_if_loader_dies
 from VOC12.transforms import TrainTransform
 
-FREE_ON_RESUME = {"resume", "gpu", "n_worker", "im_path", "gt_path", "training_list", "eval_list", "class_names",
-                  "log_interval", "eval_interval", "compile",
-                  "save_interval", "keep_all", "deterministic"}  # options that may differ without changing the run
 MANY = 10 ** 9
-NEEDED_TO_RESUME = {"iter": int, "iterations": int, "optimizer": dict, "scaler": dict, "random_state": dict,
-                    "best_m_iou": float, "train_confusion": torch.Tensor, "settings": dict}
 
 
 def build_parser():
@@ -143,43 +139,6 @@ def new_network(args, log):
     return network
 
 
-def checkpoint_to_resume(args):
-    """--resume: the checkpoint; the run's settings go into `args`, save for those that may differ and were given."""
-    checkpoint = read_checkpoint(find_last_checkpoint(args.resume))
-    content = checkpoint.content
-    lacks = [name for name, kind in NEEDED_TO_RESUME.items() if not isinstance(content.get(name), kind)]
-    if lacks:
-        hint = f"; start a new run from it with --ft_model {checkpoint.path}" if checkpoint.kind == "train" else ""
-        raise InputError(f"{checkpoint.path} cannot be resumed: it lacks {', '.join(lacks)}, which this program's runs "
-                         f"save and the released code does not{hint}")
-    if not 0 <= content["iter"] <= content["iterations"]:
-        raise InputError(f"{checkpoint.path} cannot be resumed: it says that it is of iteration {content['iter']} of "
-                         f"{content['iterations']}; resume another one")
-    check_settings(checkpoint)
-    for name in args.given - FREE_ON_RESUME - {"backbone_name"}:
-        if getattr(args, name) != checkpoint.settings.get(name):
-            raise InputError(f"--resume continues with the run's own settings, and --{name} was "
-                             f"{checkpoint.settings.get(name)}, not {getattr(args, name)}; leave the option out or "
-                             f"start a new run")
-    checkpoint.require_backbone(option_if_given(args, "backbone_name"))
-    for name in set(checkpoint.settings) & set(vars(args)) - (args.given & FREE_ON_RESUME) - {"given"}:
-        setattr(args, name, checkpoint.settings[name])
-    if "class_names" not in args.given:
-        args.class_names = None  # the checkpoint holds the names; the file may be gone
-    return checkpoint
-
-
-def check_settings(checkpoint):
-    """Raises InputError for a setting in a checkpoint that the command line would not take."""
-    for action in build_parser()._actions:
-        value = checkpoint.settings.get(action.dest, action.default)
-        kind = bool if isinstance(action.const, bool) else action.type or str
-        fits = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
-        if not (fits and value in (action.choices or [value]) or value is None is action.default):
-            raise InputError(f"{checkpoint.path} cannot be resumed: its setting {action.dest} is {value!r}, which "
-                             f"--{action.dest} does not take; resume another checkpoint")
-
-
 def main(args):
     with join(args.gpu) as team:
         return search_or_train(args, team)
@@ -187,7 +146,7 @@ def main(args):
 
 def search_or_train(args, team):
     """Sets up the run, new or resumed, and carries it out. Returns the exit code."""
-    resumed = checkpoint_to_resume(args) if args.resume else None
+    resumed = checkpoint_to_resume(args, build_parser()) if args.resume else None
     check_args(args)
     if args.batch_size < team.size:
         raise InputError(f"--batch_size is {args.batch_size}, divided among {team.size} processes; give at least one "

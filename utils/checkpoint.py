@@ -25,7 +25,7 @@ def load_file(path, what):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            warnings.filterwarnings("ignore", "Sparse invariant checks", UserWarning)  # check_tensor refuses them
+            warnings.filterwarnings("ignore", ".*sparse.*invariant", UserWarning)  # check_tensor refuses them
             content = torch.load(path, map_location="cpu", weights_only=True)
         if zipfile.is_zipfile(path):  # not so in PyTorch 1.0; torch.load looks at no checksum
             with zipfile.ZipFile(path) as archive:
