@@ -12,10 +12,12 @@ import torch
 from conftest import ROOT, TINY, folders, random_batch
 from PIL import Image
 
-from models import FullyDenseNetwork
+from models import FullyDenseNetwork, SparseMask, connectivity
 from models.layers import BatchNorm2d, synchronize_bn
 from utils.checkpoint import read_checkpoint
 from utils.distributed import Team
+from utils.engine import train_losses, train_step
+from utils.runtime import Precision
 
 ENV = {**{k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}, "OMP_NUM_THREADS": "1"}
 
@@ -159,6 +161,22 @@ def test_shares_are_complete_and_without_repetition():
             shares = [Team(rank, size).share(list(range(length))) for rank in range(size)]
             assert sum(shares, []) == list(range(length))
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_an_empty_share_runs_uncompiled():
+    """The last batch of an epoch may leave a process without images; compiled, that ended the run."""
+    compiled = []
+    network = SparseMask(connectivity.fcn(), depth=4, num_classes=5)
+    network.compile(backend=lambda graph, inputs: compiled.append(graph) or graph.forward)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    image, label = random_batch()
+    steps = []
+    for count in (0, len(image)):
+        losses, prediction = train_step(network, image[:count], label[:count], train_losses, optimizer,
+                                        Precision("float32", torch.device("cpu")))
+        steps.append(len(compiled))
+        assert prediction.shape == label[:count].shape and losses.total.isfinite()
+    assert steps[0] == 0 < steps[1]
 
 
 def test_synchronized_bn_of_one_process_is_bn():

@@ -1,4 +1,5 @@
 """The loops: one step, one epoch, one evaluation. Nothing here knows the command line."""
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -76,7 +77,9 @@ def train_step(network, image, label, compute_losses, optimizer, precision, team
     Returns (Losses of the whole batch, predictions int64 (N, H, W)). Raises NotFinite before the weights change.
     """
     pixels = team.pixels((label != VOID).sum())
-    with precision.autocast():
+    # An empty share runs uncompiled: the compiler's strides of the gradients are wrong for it (PyTorch 2.14, CPU).
+    stance = contextlib.nullcontext() if len(image) else torch.compiler.set_stance("force_eager")
+    with precision.autocast(), stance:
         losses, logits = compute_losses(network, image, label, pixels=pixels)
     whole = losses.of_all(team)
     if not math.isfinite(whole.total.item()):
