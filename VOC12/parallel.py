@@ -16,6 +16,9 @@ from utils.errors import InputError
 
 TASKS_PER_WORKER = 16  # below this, starting one more process costs more than it saves
 MOST_WORKERS = 61  # what Windows can wait for
+MOST_DEATHS = 20
+DIED = ("the process that read it died twice: the file is damaged, or memory ran out; fetch it again, or run again with "
+        "fewer --workers")
 
 _busy = threading.Lock()  # held by a worker process while it is inside a task
 
@@ -34,10 +37,10 @@ def run_parallel(function, tasks, title, workers=None, may_crash=False):
     with `may_crash` even a few tasks run in another process, for what may end its own.
 
     Returns (results, failures): a dict of name -> what the function returned, and a list of (name, sentence), both
-    in the order of `tasks`.
+    in the order of `tasks`. Raises InputError when many processes in a row die: then it is not the files.
     """
     workers = min(workers or count_cores(), -(-len(tasks) // TASKS_PER_WORKER), MOST_WORKERS)
-    found, failed = {}, {}
+    found, failed, deaths = {}, {}, 0
     outcomes = _in_processes(function, tasks, workers) if workers > 1 or may_crash else _here(function, tasks)
     with contextlib.closing(outcomes):
         for name, result, sentence in tqdm(outcomes, desc=title, total=len(tasks), unit="file"):
@@ -45,6 +48,10 @@ def run_parallel(function, tasks, title, workers=None, may_crash=False):
                 found[name] = result
             else:
                 failed[name] = sentence
+            deaths = deaths + 1 if sentence == DIED else 0
+            if deaths == MOST_DEATHS:
+                raise InputError(f"{deaths} processes in a row died, the last one over {name}, most often for lack of "
+                                 f"memory; run again with fewer --workers: what is done is kept")
     return ({name: found[name] for name in tasks if name in found},
             [(name, failed[name]) for name in tasks if name in failed])
 
@@ -68,8 +75,7 @@ def _in_processes(function, tasks, workers):
     while suspects := (yield from _in_pool(function, tasks, waiting, workers)):
         suspects = iter(suspects)
         while dead := (yield from _in_pool(function, tasks, suspects, 1)):
-            yield dead[0], None, ("the process that read it died twice: the file is damaged, or memory ran out; "
-                                  "fetch it again, or run again with fewer --workers")
+            yield dead[0], None, DIED
 
 
 def _in_pool(function, tasks, waiting, workers):
@@ -85,7 +91,7 @@ def _in_pool(function, tasks, waiting, workers):
             under_way[name] = pool.submit(_attempt, function, tasks[name])
 
     try:
-        with _interrupts_ignored():  # what the workers inherit: Ctrl-C is for this process to handle
+        with _interrupts_deferred():  # the workers inherit that: Ctrl-C is for this process to handle
             submit(1 if workers == 1 else 2 * workers)
         while under_way:
             concurrent.futures.wait(under_way.values(), return_when=concurrent.futures.FIRST_COMPLETED)
@@ -111,25 +117,33 @@ def _attempt(function, arguments):
 
 
 @contextlib.contextmanager
-def _interrupts_ignored():
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread sets handlers, and only it is interrupted
+def _interrupts_deferred():
+    """Ctrl-C within the block takes effect after it; in processes that start within it, never."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
         return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # the pool's, when another worker died; in a thread, for this one may hold the lock
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=_leave, daemon=True).start())
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
 def _follow_parent():
-    """Ends this worker when the main process is gone, for instance killed, but not in the middle of a file."""
+    """Ends this worker when the main process is gone, for instance killed."""
     multiprocessing.parent_process().join()
+    _leave()
+
+
+def _leave():
+    """Ends this worker, but not in the middle of a file."""
     with _busy:
         os._exit(1)
 

@@ -234,6 +234,7 @@ def flag_cases(lab):
                                  ([MAT, "--sbd_path", lab.root], "--workers", 0),
                                  ([*lab.prepare, lab.root], "--trainaug_count", "all")):
         yield f"{command[0]} {flag} {value}", [*command, flag, value], flag.strip("-")
+    yield "predict.py ''", [*image, ""], "images is empty"
     yield "measure.py --size 8 64", [MEASURE, "unet", "--size", 8, 64], "--size has 8"
     yield "export.py --out n.tflite", [*lab.export, lab.root / "n.tflite"], ".onnx or .pt2"
     yield "export.py --out below a file", [*lab.export, lab.root / "empty/n.pt2"], "cannot write"

@@ -137,6 +137,34 @@ def die_of_two(number):
     return number
 
 
+def die_beside(folder, number):
+    """A task that ends its process, if its number is 0, while task 1 is under way; the others leave two files."""
+    begun = folder / f"{number} {os.getpid()}"
+    if number == 0:
+        while not list(folder.glob("1 *")):
+            time.sleep(0.01)
+        os._exit(139)
+    begun.touch()
+    time.sleep(0.5 if number == 1 else 0)
+    begun.with_suffix(".done").touch()
+
+
+def test_when_a_process_dies_the_others_finish_their_task(tmp_path):
+    results, failures = run_parallel(die_beside, {str(n): (tmp_path, n) for n in range(20)}, "", 2)
+    assert len(results) == 19 and [name for name, _ in failures] == ["0"]
+    done = list(tmp_path.glob("*.done"))
+    assert len(list(tmp_path.iterdir())) == 2 * len(done) >= 2 * 19
+
+
+def always_die():
+    os._exit(139)
+
+
+def test_when_every_process_dies_it_ends_with_one_sentence():
+    with pytest.raises(InputError, match="20 processes in a row died, the last one over 19"):
+        run_parallel(always_die, {str(n): () for n in range(100)}, "", 2)
+
+
 @pytest.mark.parametrize(("tasks", "workers"), [(3, 2), (60, 2)])  # a single worker; two
 def test_a_task_whose_process_dies_is_named_and_the_others_are_done(tasks, workers):
     results, failures = run_parallel(die_of_two, {str(n): (n,) for n in range(tasks)}, "", workers, may_crash=True)
@@ -145,7 +173,7 @@ def test_a_task_whose_process_dies_is_named_and_the_others_are_done(tasks, worke
 
 
 def test_a_mat_that_crashes_the_reader_is_named(sbd):
-    """With this byte changed, scipy 1.17 reads from a wrong address."""
+    """With this byte changed, scipy 1.17 reads wrong memory: sometimes that is an exception, sometimes a crash."""
     scipy.io.savemat(sbd / "dataset/cls/crash.mat", {"GTcls": {"Segmentation": np.zeros((4, 5), np.uint8)}})
     content = bytearray((sbd / "dataset/cls/crash.mat").read_bytes())
     content[265] = 20

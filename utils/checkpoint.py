@@ -37,7 +37,9 @@ def load_file(path, what):
             raise
         text = str(error)
         cut = isinstance(error, EOFError) or getattr(error, "errno", None) == errno.EINVAL  # a seek before the start
-        if cut or "PytorchStreamReader" in text or isinstance(error, zipfile.BadZipFile):
+        if isinstance(error, zipfile.BadZipFile):
+            reason = "its checksums do not fit, so it is damaged, or was saved without (set_crc32_options)"
+        elif cut or "PytorchStreamReader" in text:
             reason = "it is cut short or damaged"
         elif re.search(r"unsupported (global|class)", text, re.IGNORECASE):
             reason = "it holds more than tensors and plain values, and loading that could run code"

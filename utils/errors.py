@@ -23,16 +23,18 @@ def first_line(error, limit=200):
 
 
 def given_options(parser, argv=None):
-    """Names of the options that `argv` (default: the command line) sets. An empty value is an error of the parser's.
+    """Names of the options that `argv` (default: the command line) sets. Raises InputError for an empty value.
 
-    It is what a shell makes of a variable that is not set: `--mask_path "$MASK"` must not pass for no mask at all.
+    That is what a shell makes of a variable that is not set: `--mask_path "$MASK"` must not pass for no mask at all.
+    (Where a flag without a value means an empty one, the two cannot be told apart.)
     """
     unset = object()
     names = [action.dest for action in parser._actions if action.dest != "help"]
     parsed = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, unset)))
     for action in parser._actions:
-        if getattr(parsed, action.dest, None) == "" != action.const:
-            parser.error(f"{'/'.join(action.option_strings) or action.dest} is empty; give a value or leave it out")
+        value = getattr(parsed, action.dest, None)
+        if "" in (value if isinstance(value, list) else [value]) and action.const != "":
+            raise InputError(f"{'/'.join(action.option_strings) or action.dest} is empty; give a value or leave it out")
     return {name for name in names if getattr(parsed, name) is not unset}
 
 
@@ -76,9 +78,9 @@ def run_command(main, parser, argv=None):
     could not print all that it had to say with 1.
     """
     args = parser.parse_args(argv)
-    args.given = given_options(parser, argv)
     sys.stdout, sys.stderr = Screen(sys.stdout), Screen(sys.stderr)
     try:
+        args.given = given_options(parser, argv)
         code = main(args)
     except InputError as error:
         print(f"{parser.prog}: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
