@@ -1,5 +1,6 @@
 """Segment images: for each a palette PNG of its classes, and an overlay with a legend."""
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from utils.runtime import Precision, add_device_options, explain_out_of_memory, 
 from VOC12.dataset import LoadError, items, make_loader, said_if_loader_dies
 from VOC12.image_files import OVERLAY, ImageFiles, find_images
 from VOC12.transforms import EvalTransform
+
+LONGEST_NAME = 255  # bytes, on the usual file systems
 
 
 def build_parser():
@@ -40,10 +43,13 @@ def build_parser():
 
 
 def check_targets(pairs, out):
-    """Raises InputError if a result would take the place of an image that was given."""
+    """Raises InputError if a result would take the place of an image that was given, or cannot be named."""
     given = {file.resolve() for file, _ in pairs}
     for _, name in pairs:
         for target in (out / f"{name}.png", out / f"{name}{OVERLAY}.png"):
+            if len(os.fsencode(target.name)) > LONGEST_NAME:
+                raise InputError(f"the result {target} would have a name of {len(os.fsencode(target.name))} bytes, and "
+                                 f"{LONGEST_NAME} are possible; give the image a shorter one")
             if target.resolve() in given:
                 raise InputError(f"the result {target} would take the place of an image that was given; "
                                  f"give another --out")

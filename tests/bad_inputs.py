@@ -89,6 +89,9 @@ def image_cases(lab):
         yield what, [*lab.evaluation, "--im_path", copy], *words
         if (copy / "n5.jpg").is_file() and "its label" not in what:
             yield f"{what}, of predict.py", [*lab.prediction, copy / "n5.jpg"], *words
+    long = lab.root / f"{'x' * 250}.jpg"
+    shutil.copy(lab.data / "img/n5.jpg", long)
+    yield "a name of 254 characters", [*lab.prediction, long], "262 bytes", "shorter"
     yield "none at the path", [*lab.prediction, lab.root / "nothing"], "names no image"
     yield "a folder without images", [*lab.prediction, lab.root / "folder"], "image"
     yield "the folder missing", [*lab.evaluation, "--im_path", lab.root / "nowhere"], "nowhere", "does not exist"
