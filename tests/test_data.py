@@ -12,7 +12,7 @@ from PIL import Image
 from benchmarks.plain_loading import plain_train_transform
 from utils.errors import InputError
 from VOC12.dataset import (EpochBatches, SegmentationDataset, batches, join_equal, make_loader, read_image,
-                           read_label)
+                           read_label, said_if_loader_dies)
 from VOC12.transforms import STD, EvalTransform, Sample, TrainTransform, denormalize, to_network
 
 
@@ -206,7 +206,7 @@ class Trouble(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize("kind", ["killed", "full"])
 def test_a_loader_process_that_dies_is_one_sentence(kind):
-    with pytest.raises(InputError, match="--n_worker") as error:
+    with pytest.raises(InputError, match="--n_worker") as error, said_if_loader_dies():  # as the commands do
         list(batches(make_loader(Trouble(kind), 1)))
     assert "\n" not in str(error.value)
 
