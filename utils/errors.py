@@ -97,8 +97,8 @@ def run_command(main, parser, argv=None):
         print(f"{parser.prog}: error: not all output could be written: {lost.strerror}", file=sys.stderr)
     code = code or (1 if lost else 0)
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        # DistributedDataParallel keeps gloo's threads alive, and one that lets go of a tensor while Python ends aborts
-        # the process (1 of 100 runs). So Python does not end, and what must be cleaned up is cleaned up here.
+        # Of gloo's threads, which live on, one that lets go of a tensor while Python ends aborts the process (1 of 100
+        # searches). So Python does not end, and what must be cleaned up is cleaned up here.
         gc.collect()  # the loaders' processes
         sys.stderr.flush()
         os._exit(code)
