@@ -22,8 +22,8 @@ from VOC12.parallel import count_cores
 from VOC12.transforms import Sample
 
 WORKER_DEATH = re.compile("^DataLoader worker")
-WORKER_TROUBLE = re.compile("^DataLoader worker|shared memory|/dev/shm|No space left on device|Too many open files|"
-                            r"^\[Errno \d+\] Connection reset by peer")
+WORKER_TROUBLE = re.compile("^DataLoader worker|shared memory|/dev/shm|No space left on device|Too many open files")
+WORKER_GONE = EOFError, ConnectionError, FileNotFoundError  # of the socket over which a worker hands its batch on
 MANY_WORKERS = 16  # loader processes that any machine may start; more only if it has many cores
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".JPG", ".JPEG", ".PNG")
 
@@ -207,18 +207,20 @@ def make_loader(dataset, num_workers, batches=None, pin_memory=False, empty=None
 
 
 @contextlib.contextmanager
-def said_if_loader_dies(signs=WORKER_DEATH, kind=StepInterrupted):
+def said_if_loader_dies(kind=StepInterrupted, fetching=False):
     """Turns the death of a loader process into an InputError (`kind` of it) that says what to do.
 
     PyTorch raises it where the main process happens to be, so a loop over batches wants this around all of it.
-    signs: what such an error's message begins with, or holds.
+    fetching: the block only fetches a batch from loader processes, where more errors have that cause.
     """
     try:
         yield
-    except (RuntimeError, OSError) as error:
-        lines = str(error).strip().splitlines() or [""]
-        reason = lines[-1 if lines[0].startswith("Caught") else 0]  # of an error in a worker the traceback's end
-        if not signs.search(reason):
+    except (RuntimeError, OSError, EOFError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        within = lines[0].startswith("Caught")  # raised in a worker; the traceback follows
+        reason = lines[-1 if within else 0]
+        gone = fetching and not within and isinstance(error, WORKER_GONE)
+        if not (gone or (WORKER_TROUBLE if fetching else WORKER_DEATH).search(reason)):
             raise
         with contextlib.suppress(ValueError):  # of another thread than the main one, where no handler runs
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's would raise the same again, in the midst of this
@@ -230,7 +232,7 @@ def items(loader):
     """Iterates over a loader's batches: Samples and LoadErrors. Raises InputError if a loader process dies."""
     iterator = iter(loader)
     while True:
-        with said_if_loader_dies(WORKER_TROUBLE, InputError):
+        with said_if_loader_dies(InputError, fetching=True) if loader.num_workers else contextlib.nullcontext():
             item = next(iterator, None)
         if item is None:
             return

@@ -211,6 +211,27 @@ def test_a_loader_process_that_dies_is_one_sentence(kind):
     assert "\n" not in str(error.value)
 
 
+class Failing:
+    """A loader with a process whose next batch is an error."""
+    num_workers = 1
+
+    def __init__(self, error):
+        self.error = error
+
+    def __iter__(self):
+        raise self.error
+        yield
+
+
+@pytest.mark.parametrize("error", [EOFError(), ConnectionRefusedError(111, "Connection refused"),
+                                   FileNotFoundError(2, "No such file or directory")])
+def test_a_loader_process_that_is_gone_while_its_batch_is_fetched(error):
+    with pytest.raises(InputError, match="--n_worker"):
+        list(batches(Failing(error)))
+    with pytest.raises(EOFError):
+        list(batches(Failing(EOFError("Caught EOFError in DataLoader worker process 0.\nTraceback\nEOFError"))))
+
+
 def test_a_bug_in_a_loader_process_keeps_its_traceback():
     with pytest.raises(RuntimeError, match="a bug"):
         list(batches(make_loader(Trouble("bug"), 1)))
