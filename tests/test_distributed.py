@@ -163,6 +163,16 @@ def test_shares_are_complete_and_without_repetition():
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+@pytest.mark.parametrize("world", ["1", "2"])
+def test_a_bug_keeps_its_traceback(world):
+    program = "import argparse\nfrom utils.errors import run_command\n" \
+              "run_command(lambda args: 1 / 0, argparse.ArgumentParser())"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env={**ENV, "WORLD_SIZE": world}, text=True,
+                            capture_output=True)
+    assert result.returncode == 1 and result.stderr.count("Traceback") == 1
+    assert result.stderr.rstrip().endswith("ZeroDivisionError: division by zero")
+
+
 def test_an_empty_share_runs_uncompiled():
     """The last batch of an epoch may leave a process without images; compiled, that ended the run."""
     compiled = []

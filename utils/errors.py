@@ -3,6 +3,7 @@ import argparse
 import gc
 import os
 import sys
+import traceback
 
 
 class InputError(ValueError):
@@ -78,6 +79,7 @@ def run_command(main, parser, argv=None):
     could not print all that it had to say with 1.
     """
     args = parser.parse_args(argv)
+    several = os.environ.get("WORLD_SIZE", "1") != "1"  # processes of torchrun
     sys.stdout, sys.stderr = Screen(sys.stdout), Screen(sys.stderr)
     try:
         args.given = given_options(parser, argv)
@@ -91,14 +93,19 @@ def run_command(main, parser, argv=None):
         if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one
             print(f"{parser.prog}: stopped", file=sys.stderr)
         code = 130
+    except Exception:
+        if not several:
+            raise
+        traceback.print_exc()
+        code = 1
     sys.stdout.flush()
     lost = sys.stdout.failure
     if lost and not isinstance(lost, BrokenPipeError):  # a pipe's reader knows that it left
         print(f"{parser.prog}: error: not all output could be written: {lost.strerror}", file=sys.stderr)
     code = code or (1 if lost else 0)
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if several:
         # Of gloo's threads, which live on, one that lets go of a tensor while Python ends aborts the process (1 of 100
-        # searches). So Python does not end, and what must be cleaned up is cleaned up here.
+        # searches) or keeps it for ever. So Python does not end, and what must be cleaned up is cleaned up here.
         gc.collect()  # the loaders' processes
         sys.stderr.flush()
         os._exit(code)
