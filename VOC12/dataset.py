@@ -230,9 +230,9 @@ def said_if_loader_dies(kind=StepInterrupted, fetching=False):
 
 def items(loader):
     """Iterates over a loader's batches: Samples and LoadErrors. Raises InputError if a loader process dies."""
-    iterator = iter(loader)
+    workers, iterator = getattr(loader, "num_workers", 0), iter(loader)
     while True:
-        with said_if_loader_dies(InputError, fetching=True) if loader.num_workers else contextlib.nullcontext():
+        with said_if_loader_dies(InputError, fetching=True) if workers else contextlib.nullcontext():
             item = next(iterator, None)
         if item is None:
             return

@@ -1,7 +1,14 @@
-"""Thousands of tiny training and evaluation steps in one process: its memory, its open files and its workers."""
+"""Thousands of tiny training and evaluation steps in one process: its memory, its open files and its workers.
+
+    python tests/memory.py [--steps 5000]
+
+A process of its own: in one that has done other things before, what they freed comes and goes too.
+"""
+import argparse
 import contextlib
 import gc
 import os
+import tempfile
 from pathlib import Path
 from unittest import mock
 
@@ -30,17 +37,12 @@ def watch(kind, steps, root, every, workers=1):
     data.mkdir()
     tiny_data(data)
     seen = {}
-    others = state()[2]  # children that were there before
-
-    def now():
-        memory, files, children = state()
-        return memory, files, children - others
 
     class Watching(Report):
         def __call__(self, iteration, *arguments):
             super().__call__(iteration, *arguments)
             if iteration % every == 0:
-                seen[iteration] = now()
+                seen[iteration] = state()
 
     with mock.patch("utils.training.Report", Watching):
         parser = train_sparse_mask.build_parser()
@@ -53,12 +55,19 @@ def watch(kind, steps, root, every, workers=1):
     if code:
         raise RuntimeError(f"the run ended with {code}")
     gc.collect()
-    return seen, now()
+    return seen, state()
 
 
-def print_table(steps, root):
-    """Watches a training in the empty folder `root` and prints ten of its moments."""
-    seen, after = watch("train", steps, root, max(steps // 10, 1))
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=5000)
+    steps = parser.parse_args().steps
+    with tempfile.TemporaryDirectory() as root:
+        seen, after = watch("train", steps, Path(root), max(steps // 10, 1))
     print("| steps | resident memory | open files | loader processes |\n|---|---|---|---|")
     for name, (memory, files, children) in [*seen.items(), ("after the run", after)]:
         print(f"| {name} | {memory:.0f} MiB | {files} | {children} |")
+
+
+if __name__ == "__main__":
+    main()

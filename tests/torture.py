@@ -6,7 +6,6 @@ Kills search and training, resumes, and compares with a run never killed: every 
 while a checkpoint is being written. Tries all bad input (bad_inputs.py). Watches the memory (memory.py).
 """
 import argparse
-import functools
 import json
 import os
 import random
@@ -18,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import bad_inputs
 import torch
 from conftest import ROOT, TINY, folders, tiny_data
 
@@ -143,8 +143,6 @@ def main():
     parser.add_argument("--steps", type=int, default=5000, help="of the training whose memory is watched")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    import bad_inputs  # here, for memory.py imports from this file
-    import memory
     head = ("run", "kills", "in a write", "resumes", "new starts", "files checked", "steps lost at most", "final state")
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
     for kind in KINDS:
@@ -156,10 +154,11 @@ def main():
             total = {name: max(total.get(name, 0), value) if name.startswith("steps") else total.get(name, 0) + value
                      for name, value in row.items()}
         print(f"| {kind} | {' | '.join(map(str, total.values()))} | equal |", flush=True)
-    for part in (bad_inputs.print_table, functools.partial(memory.print_table, args.steps)):
-        print(flush=True)
-        with tempfile.TemporaryDirectory() as root:
-            part(Path(root))
+    print(flush=True)
+    with tempfile.TemporaryDirectory() as root:
+        bad_inputs.print_table(Path(root))
+    print(flush=True)
+    subprocess.run([sys.executable, Path(__file__).with_name("memory.py"), "--steps", str(args.steps)], check=True)
 
 
 if __name__ == "__main__":
