@@ -5,8 +5,6 @@ import shlex
 import warnings
 from pathlib import Path
 
-import torch
-
 from models import FullyDenseNetwork, SparseMask, connectivity
 from models.backbones import check_backbone_name, make_backbone
 from models.layers import RELEASED_BN_MOMENTUM, freeze_bn_affine, set_bn_momentum, synchronize_bn

@@ -76,7 +76,7 @@ def find_label(folder, name, list_path):
 
 
 def open_image(path, what, formats=IMAGE_FORMATS):
-    """PIL image, its pixels decoded. Raises InputError that names the file."""
+    """PIL image, its pixels decoded, if it is of one of the `formats`. Raises InputError that names the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

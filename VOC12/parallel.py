@@ -16,7 +16,7 @@ from utils.errors import InputError
 
 TASKS_PER_WORKER = 16  # below this, starting one more process costs more than it saves
 MOST_WORKERS = 61  # what Windows can wait for
-MOST_DEATHS = 20
+MOST_DEATHS = 20  # in a row, before it is not the files any more
 DIED = ("the process that read it died twice: the file is damaged, or memory ran out; fetch it again, or run again with "
         "fewer --workers")
 

@@ -8,52 +8,23 @@ threads and the same allocator. Evaluation is timed as a user sees it: the whole
 import argparse
 import functools
 import multiprocessing
-import os
-import platform
 import statistics
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import numpy as np
 import torch
-from tqdm import tqdm
 
+from benchmarks.files import evaluation, loading
 from benchmarks.plain import plain_forward
-from benchmarks.plain_loading import plain_train_transform
 from benchmarks.rivals import rivals_table
+from benchmarks.timing import machine, median_times, milliseconds, print_table
 from models import FullyDenseNetwork, SparseMask, connectivity
 from models.inference import for_inference
 from models.losses import resize_logits
-from utils.checkpoint import save_file
 from utils.engine import search_losses, train_losses
 from utils.errors import InputError, run_command
 from utils.runtime import Precision, keep_freed_memory
-from VOC12.dataset import read_image, read_label
-from VOC12.draw_demo import write_scene
-from VOC12.parallel import run_parallel
-from VOC12.transforms import TrainTransform
 
-ROOT = Path(__file__).resolve().parents[1]
 SPARSE = 0.01
-IMAGES = 100  # of the list whose evaluation is timed, drawn, 500 pixels on the longer side
 PARTS = ("steps", "inference", "loading", "evaluation", "memory", "rivals", "growth")
-
-
-def median_times(work, rounds=5, repeats=3, synchronize=lambda: None):
-    """{name: function} -> {name: median seconds}. Each round runs every function `repeats` times, after a warm-up."""
-    times = {name: [] for name in work}
-    for _ in tqdm(range(rounds), desc=", ".join(work)[:60], leave=False, dynamic_ncols=True):
-        for name, function in work.items():
-            for repeat in range(repeats + 2):
-                synchronize()
-                start = time.perf_counter()
-                function()
-                synchronize()
-                if repeat >= 2:
-                    times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def make_step(kind, device, size, batch, dtype="float32", compiled=False):
@@ -135,75 +106,6 @@ def inference(device, sync):
             yield f"inference, 512x512 batch {batch}, {name}", t["plain"], t[name]
 
 
-def scene_files(count):
-    """Folder with `count` drawn scenes in VOC's layout, their list, and the names."""
-    root = ROOT / "benchmarks_output" / "scenes"
-    names = [f"scene_{i:03d}" for i in range(count)]
-    voc = root / "VOCdevkit" / "VOC2012"
-    todo = {name: (root, name, 0, i, 500, False, True) for i, name in enumerate(names)
-            if not (voc / "SegmentationClass" / f"{name}.png").exists()}
-    _, failures = run_parallel(write_scene, todo, "drawing")
-    if failures:
-        raise InputError(failures[0][1])
-    listed = root / "list.txt"
-    listed.write_text("\n".join(names) + "\n")
-    return voc / "JPEGImages", voc / "SegmentationClass", listed, names
-
-
-def loading(device, sync):
-    """Rows of loading one training sample, on one core."""
-    images, labels, _, names = scene_files(IMAGES)
-    transform, keys = TrainTransform(513), iter(range(10 ** 9))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a loader process
-
-    def load(read_only, apply):
-        key = next(keys) % len(names)
-        image, label = read_image(images / f"{names[key]}.jpg"), read_label(labels / f"{names[key]}.png", 21)
-        return None if read_only else apply(image, label, np.random.default_rng(key))
-
-    t = median_times({"plain": lambda: load(False, functools.partial(plain_train_transform, crop_size=513)),
-                      "ours": lambda: load(False, transform), "decode": lambda: load(True, None)}, 5, 20)
-    torch.set_num_threads(threads)
-    yield "loading a training sample, 500 pixels, JPEG + PNG, one core", t["plain"], t["ours"]
-    yield "loading, floor: decoding alone", t["plain"], t["decode"]
-
-
-def evaluation(device, sync):
-    """Rows of a whole evaluation command."""
-    images, labels, listed, names = scene_files(IMAGES)
-    path = ROOT / "benchmarks_output" / "network.pth.tar"
-    torch.manual_seed(0)
-    network = SparseMask(connectivity.load("published"))
-    save_file(path, {"iter": 0, "state_dict": network.state_dict(), "optimizer": {}})
-    gpu = "0" if device.type == "cuda" else "-1"
-    ours = ["eval_sparse_mask.py", "--pretrained_model", path, "--mask_path", "published", "--im_path", images,
-            "--gt_path", labels, "--eval_list", listed, "--gpu", gpu]
-    commands = {"plain": ["-m", "benchmarks.plain_eval", path, images, labels, listed, "--gpu", gpu], "float32": ours,
-                "bfloat16": [*ours, "--type", "bfloat16"], "float32, --compile": [*ours, "--compile"],
-                "floor: imports and the empty interpreter": ["-c", "import torch, eval_sparse_mask"]}
-    found = {}
-
-    def call(name):
-        done = subprocess.run([sys.executable, *map(str, commands[name])], cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(done.stderr)
-        found[name] = [line for line in done.stdout.splitlines() if line.startswith("mIoU")]
-
-    times = {name: [] for name in commands}
-    for _ in tqdm(range(3), desc="evaluation", leave=False, dynamic_ncols=True):
-        for name in commands:
-            start = time.perf_counter()
-            call(name)
-            times[name].append(time.perf_counter() - start)
-    scores = [float(found[name][0].split()[-1]) for name in ("plain", "float32")]
-    if abs(scores[0] - scores[1]) > 0.01:
-        raise RuntimeError(f"the two evaluations differ: {scores}")
-    t = {name: statistics.median(values) for name, values in times.items()}
-    for name in list(t)[1:]:
-        yield f"evaluation of {len(names)} images, whole command, {name}", t["plain"], t[name]
-
-
 def peak_of_steps(kind, device, size, batch, dtype, queue):
     """In a process of its own: bytes that three steps need at most, above what the process had before."""
     import resource
@@ -262,31 +164,6 @@ def growth(device, sync):
         yield name, t["step"], t["inference"]
 
 
-def machine(device):
-    """One line that describes where the figures come from."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                 if line.startswith("model name")]
-        cpu = names[0] if names else cpu
-    low = torch.backends.cpu.get_cpu_capability()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU used"
-    return (f"{os.cpu_count()} cores of {cpu} ({low}), {torch.get_num_threads()} threads, {name}, "
-            f"Python {platform.python_version()}, PyTorch {torch.__version__}")
-
-
-def print_table(head, rows, form):
-    """A Markdown table; every row is printed as soon as it is known."""
-    print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
-    for row in rows:
-        print(f"| {' | '.join(form(*row))} |", flush=True)
-
-
-def milliseconds(seconds):
-    """As text."""
-    return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
-
-
 def main(args):
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -301,9 +178,10 @@ def main(args):
     if "memory" in args.only:  # first: a new process's peak begins at that of the one that started it
         print_table(("peak memory", "plain", "ours", "ratio"), memory(device), lambda name, plain, ours: (
             name, f"{plain:.0f} MiB", f"{ours:.0f} MiB", f"{plain / ours:.1f}x"))
-    speed = [part for part in ("steps", "inference", "loading", "evaluation") if part in args.only]
-    if speed:
-        rows = (row for part in speed for row in globals()[part](device, sync))
+    speed = {"steps": lambda: steps(device, sync), "inference": lambda: inference(device, sync), "loading": loading,
+             "evaluation": lambda: evaluation(device)}
+    if not speed.keys().isdisjoint(args.only):
+        rows = (row for part in speed if part in args.only for row in speed[part]())
         print_table(("work", "plain", "ours", "ratio"), rows, lambda name, plain, ours: (
             name, milliseconds(plain), milliseconds(ours), f"{plain / ours:.1f}x"))
     if "rivals" in args.only:

@@ -13,7 +13,6 @@ from pathlib import Path
 from unittest import mock
 
 from conftest import TINY, folders, tiny_data
-from torture import KINDS
 
 import train_sparse_mask
 from utils.training import Report
@@ -28,7 +27,7 @@ def state():
             len(CHILDREN.read_text().split()))
 
 
-def watch(kind, steps, root, every, workers=1):
+def watch(steps, root, every):
     """Runs `steps` steps, with a checkpoint every third and an evaluation every fifteenth.
 
     Returns {step: (resident MiB, open files, loader processes)}, every `every` steps, and the same after the run.
@@ -47,7 +46,7 @@ def watch(kind, steps, root, every, workers=1):
     with mock.patch("utils.training.Report", Watching):
         parser = train_sparse_mask.build_parser()
         args = parser.parse_args(list(map(str, [
-            *KINDS[kind], *TINY, *folders(data), "--max_epoch", -(-steps // 3), "--n_worker", workers,
+            "--mask_path", "published", *TINY, *folders(data), "--max_epoch", -(-steps // 3), "--n_worker", 1,
             "--eval_interval", 5, "--log_interval", 10, "--lr", 1e-4, "--exp_path", root / "runs"])))
         args.given = set()
         with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
@@ -63,7 +62,7 @@ def main():
     parser.add_argument("--steps", type=int, default=5000)
     steps = parser.parse_args().steps
     with tempfile.TemporaryDirectory() as root:
-        seen, after = watch("train", steps, Path(root), max(steps // 10, 1))
+        seen, after = watch(steps, Path(root), max(steps // 10, 1))
     print("| steps | resident memory | open files | loader processes |\n|---|---|---|---|")
     for name, (memory, files, children) in [*seen.items(), ("after the run", after)]:
         print(f"| {name} | {memory:.0f} MiB | {files} | {children} |")
