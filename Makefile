@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 .PHONY: demo test bench torture setup clean
 
 demo: setup
-	$(RUN) -m utils.demo
+	$(RUN) -m demo
 
 test: setup
 	$(RUN) -m pytest tests

@@ -7,7 +7,8 @@ from models import connectivity
 from models.backbones import make_backbone
 from models.connectivity import DEFAULT_THRESHOLD, prune
 from utils.checkpoint import read_checkpoint
-from utils.errors import InputError, run_command
+from utils.cli import run_command
+from utils.errors import InputError
 from utils.options import HelpFormatter, option_if_given
 from utils.run_folder import find_last_checkpoint
 from utils.strengths_file import STRENGTHS, read_strengths

@@ -6,7 +6,8 @@ from tqdm import tqdm
 from utils.checkpoint import read_checkpoint
 from utils.distributed import join
 from utils.engine import evaluate
-from utils.errors import InputError, run_command
+from utils.cli import run_command
+from utils.errors import InputError
 from utils.metrics import require_pixels, scores, table
 from utils.options import (RELEASED_SIZE, HelpFormatter, add_data_options, add_model_options, add_averaging_options,
                            class_names_for, make_eval_loader, padding_of, averaging_of)

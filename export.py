@@ -3,7 +3,8 @@ import argparse
 from pathlib import Path
 
 from utils.checkpoint import read_checkpoint
-from utils.errors import InputError, run_command
+from utils.cli import run_command
+from utils.errors import InputError
 from utils.exporting import OUTPUTS, SMALLEST, Deployed, export_onnx, export_torch, metadata
 from utils.options import HelpFormatter, class_names_for
 

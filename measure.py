@@ -16,7 +16,8 @@ from models import SparseMask, connectivity
 from models.backbones import make_backbone
 from models.inference import for_inference
 from utils.checkpoint import read_checkpoint
-from utils.errors import InputError, run_command
+from utils.cli import run_command
+from utils.errors import InputError
 from utils.options import MAX_CROP, HelpFormatter, option_if_given
 from utils.runtime import Precision, add_device_options, explain_out_of_memory, select_device
 

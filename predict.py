@@ -11,7 +11,8 @@ from tqdm import tqdm
 from models.inference import for_inference
 from models.losses import resize_logits
 from utils.checkpoint import read_checkpoint
-from utils.errors import InputError, run_command
+from utils.cli import run_command
+from utils.errors import InputError
 from utils.files import write_atomically
 from utils.options import (HelpFormatter, add_averaging_options, class_names_for, count_cores, padding_of, averaging_of)
 from utils.pictures import overlay, palette_image

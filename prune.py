@@ -9,7 +9,8 @@ import numpy as np
 from models import SparseMask, connectivity
 from models.connectivity import DEFAULT_THRESHOLD, describe, prune, require_input, source_name, unread_stages
 from utils.checkpoint import read_checkpoint
-from utils.errors import InputError, run_command
+from utils.cli import run_command
+from utils.errors import InputError
 from utils.files import write_atomically
 from utils.options import HelpFormatter, add_model_options, own_encoder
 from utils.runtime import TYPES, add_device_options, select_device

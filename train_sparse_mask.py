@@ -8,12 +8,13 @@ from pathlib import Path
 from models import FullyDenseNetwork, SparseMask, connectivity
 from models.backbones import check_backbone_name, make_backbone
 from models.layers import RELEASED_BN_MOMENTUM, freeze_bn_affine, set_bn_momentum, synchronize_bn
-from models.pretrained import find_encoder_weights, load_encoder
+from utils.pretrained import find_encoder_weights, load_encoder
 from models.strengths import STRENGTHS, ClampStrengths, SigmoidStrengths
 from utils.checkpoint import read_checkpoint
 from utils.distributed import join
 from utils.engine import NotFinite
-from utils.errors import InputError, StepInterrupted, run_command
+from utils.cli import run_command
+from utils.errors import InputError, StepInterrupted
 from utils.options import (HelpFormatter, add_data_options, add_model_options, check_crop_size, class_names_for,
                            make_eval_loader, option_if_given, own_encoder)
 from utils.resume import checkpoint_to_resume

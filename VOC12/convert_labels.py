@@ -9,11 +9,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.errors import InputError, run_command  # noqa: E402
+from utils.cli import run_command
+from utils.errors import InputError  # noqa: E402
 from utils.files import require_folder  # noqa: E402
 from VOC12.index_png import is_done, make_output_folder, read_label_png, write_label_png  # noqa: E402
 from VOC12.lists import read_list  # noqa: E402
-from VOC12.parallel import add_workers_argument, report_failures, run_parallel  # noqa: E402
+from utils.parallel import add_workers_argument, report_failures, run_parallel  # noqa: E402
 
 
 def convert_folder(source, names, destination, workers=None):

@@ -12,9 +12,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 import scipy.io  # noqa: E402
 
-from utils.errors import InputError, run_command  # noqa: E402
+from utils.cli import run_command
+from utils.errors import InputError  # noqa: E402
 from VOC12.index_png import check_labels, is_done, make_output_folder, write_label_png  # noqa: E402
-from VOC12.parallel import add_workers_argument, report_failures, run_parallel  # noqa: E402
+from utils.parallel import add_workers_argument, report_failures, run_parallel  # noqa: E402
 
 
 def convert_folder(sbd_path, workers=None):

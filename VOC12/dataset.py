@@ -18,7 +18,7 @@ from utils.files import require_folder
 from VOC12.index_png import BROKEN_IMAGE, IMAGE_FORMATS, unstretched
 from VOC12.labels import VOID
 from VOC12.lists import read_list
-from VOC12.parallel import count_cores
+from utils.parallel import count_cores
 from VOC12.transforms import Sample
 
 WORKER_DEATH = re.compile("^DataLoader worker")

@@ -9,7 +9,7 @@ from utils.errors import InputError
 from utils.files import write_atomically
 from VOC12.index_png import BROKEN_IMAGE, IMAGE_FORMATS, check_labels
 from VOC12.lists import read_list
-from VOC12.parallel import run_parallel
+from utils.parallel import run_parallel
 
 # How many names the published lists hold.
 PUBLISHED = {"SBD train": 8498, "SBD val": 2857, "VOC train": 1464, "VOC val": 1449}

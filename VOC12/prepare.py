@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.errors import InputError, run_command  # noqa: E402
+from utils.cli import run_command
+from utils.errors import InputError  # noqa: E402
 from VOC12 import convert_labels, convert_mat_to_png  # noqa: E402
 from VOC12.download import download, file_md5  # noqa: E402
 from VOC12.join import (TRAINAUG, check_data_link, link_files, make_data_link, read_lists, trainaug,  # noqa: E402
                         verify, write_list)
-from VOC12.parallel import add_workers_argument, report_failures  # noqa: E402
+from utils.parallel import add_workers_argument, report_failures  # noqa: E402
 from VOC12.unpack import unpack  # noqa: E402
 
 

@@ -20,7 +20,8 @@ from models import FullyDenseNetwork, SparseMask, connectivity
 from models.inference import for_inference
 from models.losses import resize_logits
 from utils.engine import search_losses, train_losses
-from utils.errors import InputError, run_command
+from utils.cli import run_command
+from utils.errors import InputError
 from utils.runtime import Precision, keep_freed_memory
 
 SPARSE = 0.01

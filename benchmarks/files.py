@@ -16,8 +16,8 @@ from models import SparseMask, connectivity
 from utils.checkpoint import save_file
 from utils.errors import InputError
 from VOC12.dataset import read_image, read_label
-from VOC12.draw_demo import write_scene
-from VOC12.parallel import run_parallel
+from demo.draw_demo import write_scene
+from utils.parallel import run_parallel
 from VOC12.transforms import TrainTransform
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,8 +11,9 @@ from pathlib import Path
 from models import connectivity
 from prune import gap
 from utils.checkpoint import read_checkpoint
-from utils.demo import run
-from utils.errors import InputError, run_command
+from demo.__main__ import run
+from utils.cli import run_command
+from utils.errors import InputError
 from utils.options import HelpFormatter
 from VOC12.lists import read_list
 

@@ -14,7 +14,8 @@ from bad_files import broken_archives, broken_images, broken_labels, broken_mats
 from conftest import TINY, folders
 from PIL import Image
 
-from utils.errors import InputError, given_options
+from utils.cli import explain, parse
+from utils.errors import InputError
 
 TRAIN, PRUNE, EVAL, PREDICT = "train_sparse_mask.py", "prune.py", "eval_sparse_mask.py", "predict.py"
 DRAW, MEASURE, EXPORT = "draw.py", "measure.py", "export.py"
@@ -43,11 +44,9 @@ def try_out(case):
     with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
         parser = module.build_parser()
         try:
-            args = parser.parse_args(options)
-            args.given = given_options(parser, options)
-            code = module.main(args) or 0
+            code = module.main(parse(parser, options)) or 0
         except InputError as error:
-            return Outcome(2, str(error))
+            return Outcome(2, explain(error, parser))
         except SystemExit as exit:  # argparse
             return Outcome(exit.code, screen.getvalue().strip().splitlines()[-1].partition("error: ")[2])
     lines = [line.rpartition("\r")[2].strip() for line in screen.getvalue().splitlines()]

@@ -7,7 +7,7 @@ import torch
 from conftest import random_batch
 
 from models import FullyDenseNetwork, SparseMask, connectivity
-from models.pretrained import find_encoder_weights, load_encoder
+from utils.pretrained import find_encoder_weights, load_encoder
 from utils.checkpoint import read_checkpoint, save_file
 from utils.errors import InputError
 from utils.files import write_atomically

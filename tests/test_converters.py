@@ -17,7 +17,7 @@ from utils.errors import InputError
 from VOC12 import convert_labels, convert_mat_to_png
 from VOC12.index_png import INDICES, write_label_png
 from VOC12.labels import colour_map
-from VOC12.parallel import run_parallel
+from utils.parallel import run_parallel
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "VOC12"
 

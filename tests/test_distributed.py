@@ -165,7 +165,7 @@ def test_shares_are_complete_and_without_repetition():
 
 @pytest.mark.parametrize("world", ["1", "2"])
 def test_a_bug_keeps_its_traceback(world):
-    program = "import argparse\nfrom utils.errors import run_command\n" \
+    program = "import argparse\nfrom utils.cli import run_command\n" \
               "run_command(lambda args: 1 / 0, argparse.ArgumentParser())"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env={**ENV, "WORLD_SIZE": world}, text=True,
                             capture_output=True)

@@ -5,11 +5,12 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from utils.errors import InputError, run_command
-from VOC12 import draw_demo
-from VOC12.demo_objects import OBJECTS
-from VOC12.demo_scenes import MENU, MEADOW, ROAD, STUBBLE, WATER, draw_scene, void_border
-from VOC12.draw_demo import draw_dataset, image_name, split_lists
+from utils.cli import run_command
+from utils.errors import InputError
+from demo import draw_demo
+from demo.objects import OBJECTS
+from demo.scenes import MENU, MEADOW, ROAD, STUBBLE, WATER, draw_scene, void_border
+from demo.draw_demo import draw_dataset, image_name, split_lists
 from VOC12.labels import CLASS_NAMES, VOID, colour_map
 
 PAIRS = (("boat", WATER, "car", ROAD), ("sheep", MEADOW, "cow", STUBBLE))

@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
-from VOC12.demo_objects import OBJECTS, SUPERSAMPLING, smooth_noise, vary
+from demo.objects import OBJECTS, SUPERSAMPLING, smooth_noise, vary
 from VOC12.labels import CLASS_NAMES, VOID
 
 SKY, WATER, ROAD, MEADOW, STUBBLE = range(5)

@@ -18,7 +18,7 @@ TASKS_PER_WORKER = 16  # below this, starting one more process costs more than i
 MOST_WORKERS = 61  # what Windows can wait for
 MOST_DEATHS = 20  # in a row, before it is not the files any more
 DIED = ("the process that read it died twice: the file is damaged, or memory ran out; fetch it again, or run again with "
-        "fewer --workers")
+        "fewer processes")
 
 _busy = threading.Lock()  # held by a worker process while it is inside a task
 
@@ -51,7 +51,7 @@ def run_parallel(function, tasks, title, workers=None, may_crash=False):
             deaths = deaths + 1 if sentence == DIED else 0
             if deaths == MOST_DEATHS:
                 raise InputError(f"{deaths} processes in a row died, the last one over {name}, most often for lack of "
-                                 f"memory; run again with fewer --workers: what is done is kept")
+                                 f"memory; run again with fewer processes: what is done is kept", about="workers")
     return ({name: found[name] for name in tasks if name in found},
             [(name, failed[name]) for name in tasks if name in failed])
 

@@ -1,4 +1,4 @@
-"""The whole path on a small drawn dataset, with the real commands: `make demo`, or `python -m utils.demo`.
+"""The whole path on a small drawn dataset, with the real commands: `make demo`, or `python -m demo`.
 
 Draws scenes in the raw layout of the two downloads, then prepare, search, prune, train and eval, each as the command
 that it prints. Everything goes to demo_output/.
@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from models import connectivity
-from utils.errors import InputError, run_command
+from utils.cli import run_command
+from utils.errors import InputError
 from utils.files import write_atomically
 from utils.metrics import confusion_matrix, scores
 from utils.options import HelpFormatter
@@ -36,7 +37,7 @@ TRAIN_RATES = ["--lr", "0.05", "--last_layer_lr_mult", "1"]
 
 def build_parser():
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m utils.demo", description=__doc__.splitlines()[0],
+    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__.splitlines()[0],
                                      formatter_class=HelpFormatter)
     parser.add_argument("--out", default="demo_output", help="folder for everything that the demo writes")
     parser.add_argument("--search_epochs", type=int, default=20)
@@ -98,7 +99,7 @@ def main(args):
     start = time.monotonic()
     out = Path(args.out).resolve()
     data = out / "data"
-    run("VOC12/draw_demo.py", "--root", out / "raw")
+    run("demo/draw_demo.py", "--root", out / "raw")
     run("VOC12/prepare.py", "--root", out / "raw", "--data", data, "--trainaug_count", 0)
     device = ["--gpu", args.gpu]
     folders = ["--im_path", data / "img", "--gt_path", data / "gt", "--eval_list", data / "val.txt"]

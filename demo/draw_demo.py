@@ -1,8 +1,8 @@
 """Draws the demo's dataset as the two downloads look unpacked: SBD (benchmark_RELEASE) and VOC 2012 (VOCdevkit).
 
-    python VOC12/draw_demo.py --root demo_output/raw
+    python demo/draw_demo.py --root demo_output/raw
 
-Nothing is downloaded. The scenes are VOC12/demo_scenes.py's; this file writes them as SBD and VOC would.
+Nothing is downloaded. The scenes are demo/scenes.py's; this file writes them as SBD and VOC would.
 """
 import argparse
 import io
@@ -17,18 +17,19 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.errors import InputError, run_command  # noqa: E402
+from utils.cli import run_command
+from utils.errors import InputError  # noqa: E402
 from utils.files import write_atomically  # noqa: E402
-from VOC12.demo_scenes import draw_scene, void_border  # noqa: E402
+from demo.scenes import draw_scene, void_border  # noqa: E402
 from VOC12.labels import CLASS_NAMES, colour_map  # noqa: E402
-from VOC12.parallel import add_workers_argument, run_parallel  # noqa: E402
+from utils.parallel import add_workers_argument, run_parallel  # noqa: E402
 
 MARKER = "drawn_demo.json"  # names the arguments that the folders beside it were drawn with
 SBD, VOC = Path("benchmark_RELEASE", "dataset"), Path("VOCdevkit", "VOC2012")
 FOLDERS = (SBD.parts[0], VOC.parts[0])
 MIN_TRAIN, MIN_VAL, MIN_SIZE, MAX_SIZE = 8, 4, 32, 1024
 MAX_IMAGES = 100_000  # names have six digits
-MAT_HEADER = b"MATLAB 5.0 MAT-file, drawn by SparseMask's VOC12/draw_demo.py".ljust(116)
+MAT_HEADER = b"MATLAB 5.0 MAT-file, drawn by SparseMask's demo/draw_demo.py".ljust(116)
 
 
 def build_parser():
