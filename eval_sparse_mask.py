@@ -12,7 +12,7 @@ from utils.metrics import require_pixels, scores, table
 from utils.options import (RELEASED_SIZE, HelpFormatter, add_data_options, add_model_options, add_averaging_options,
                            class_names_for, make_eval_loader, padding_of, averaging_of)
 from utils.runtime import Precision, add_device_options, explain_out_of_memory, select_device
-from VOC12.dataset import said_if_loader_dies
+from VOC12.loading import explain_loader_death
 
 GPU_BATCH = 16  # images; a CPU gains nothing from more than one
 
@@ -57,7 +57,7 @@ def evaluate_checkpoint(args, team):
     network = precision.place(checkpoint.build())
     loader = make_eval_loader(args, network.num_classes, padding_of(args, checkpoint), device, team)
     batch_size = args.batch_size or (GPU_BATCH if device.type == "cuda" else 1)
-    with (said_if_loader_dies(),
+    with (explain_loader_death(),
           explain_out_of_memory("give a smaller --batch_size, --type bfloat16, or --gpu -1 for the CPU"),
           tqdm(total=len(loader), unit="image", dynamic_ncols=True, disable=not team.main,
                desc="evaluate" if team.size == 1 else f"evaluate, 1 of {team.size} shares") as bar):

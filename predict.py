@@ -17,8 +17,8 @@ from utils.files import write_atomically
 from utils.options import (HelpFormatter, add_averaging_options, class_names_for, count_cores, padding_of, averaging_of)
 from utils.pictures import overlay, palette_image
 from utils.runtime import Precision, add_device_options, explain_out_of_memory, select_device
-from VOC12.dataset import LoadError, items, make_loader, said_if_loader_dies
 from VOC12.image_files import OVERLAY, ImageFiles, find_images
+from VOC12.loading import LoadError, batches_and_errors, explain_loader_death, make_loader
 from VOC12.transforms import EvalTransform
 
 LONGEST_NAME = 255  # bytes, on the usual file systems
@@ -72,12 +72,14 @@ def main(args):
     dataset = ImageFiles([file for file, _ in pairs], EvalTransform(size))
     loader = make_loader(dataset, min(args.n_worker, len(pairs)), pin_memory=device.type == "cuda")
     failed = 0
-    with (said_if_loader_dies(), explain_out_of_memory("give smaller images, --type bfloat16, or --gpu -1 for the CPU"),
+    with (explain_loader_death(),
+          explain_out_of_memory("give smaller images, --type bfloat16, or --gpu -1 for the CPU"),
           tqdm(total=len(pairs), unit="image", desc="predict", dynamic_ncols=True) as bar):
-        for (file, name), sample in zip(pairs, items(loader)):
+        for (file, name), sample in zip(pairs, batches_and_errors(loader)):
             if isinstance(sample, LoadError):
                 failed += 1
-                tqdm.write(sample.message.replace("or take its name off the list", "or leave it out"), file=sys.stderr)
+                message = str(sample.error).replace("or take its name off the list", "or leave it out")
+                tqdm.write(message, file=sys.stderr)
             else:
                 label = predict(averaging.wrap(forward), sample, precision)
                 top, left, bottom, right = sample.inside[0].tolist()

@@ -22,7 +22,8 @@ from utils.run_folder import NoFolder, RunFolder, new_folder
 from utils.runtime import (Precision, StopRequest, add_device_options, explain_out_of_memory, make_deterministic,
                            seed_everything, select_device)
 from utils.training import RELEASED_ITERATIONS, Run, settings_of
-from VOC12.dataset import EpochBatches, SegmentationDataset, make_loader, said_if_loader_dies
+from VOC12.dataset import EpochBatches, SegmentationDataset
+from VOC12.loading import explain_loader_death, make_loader
 from VOC12.transforms import TrainTransform
 
 MANY = 10 ** 9
@@ -219,7 +220,7 @@ def carry_out(run):
     to_continue = f"To continue:\n  python train_sparse_mask.py --resume {shlex.quote(str(folder.path))}{encoder}"
     with StopRequest(run.team) as stop:
         try:
-            with (said_if_loader_dies(), run.team.lost_is_said(),
+            with (explain_loader_death(), run.team.lost_is_said(),
                   explain_out_of_memory("give a smaller --batch_size or --crop_size, or --type bfloat16")):
                 finished = run.train(stop)
         except (NotFinite, InputError) as error:

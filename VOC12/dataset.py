@@ -1,30 +1,17 @@
 """Lists of names -> (image, label) pairs, for PASCAL VOC or anyone's own folders."""
-import atexit
-import contextlib
-import functools
-import multiprocessing
 import os
-import re
-import signal
 import warnings
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
-from utils.errors import InputError, StepInterrupted
+from utils.errors import InputError
 from utils.files import require_folder
 from VOC12.index_png import BROKEN_IMAGE, IMAGE_FORMATS, unstretched
 from VOC12.labels import VOID
 from VOC12.lists import read_list
-from utils.parallel import count_cores
-from VOC12.transforms import Sample
 
-WORKER_DEATH = re.compile("^DataLoader worker")
-WORKER_TROUBLE = re.compile("^DataLoader worker|shared memory|/dev/shm|No space left on device|Too many open files")
-WORKER_GONE = EOFError, ConnectionError, FileNotFoundError  # of the socket over which a worker hands its batch on
-MANY_WORKERS = 16  # loader processes that any machine may start; more only if it has many cores
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".JPG", ".JPEG", ".PNG")
 
 
@@ -139,121 +126,3 @@ class EpochBatches(Sampler):
         for batch in range(self.start, len(self)):
             chosen = order[batch * self.batch_size:(batch + 1) * self.batch_size]
             yield self.share([(self.epoch, index) for index in chosen])
-
-
-class LoadError:
-    """An InputError on its way from a loader process: raised there, it would arrive wrapped in a traceback."""
-
-    def __init__(self, message):
-        self.message = message
-
-
-class Guarded(Dataset):
-    """A dataset whose InputErrors come back as items; `collate` and `batches` hand them on and raise them."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, key):
-        try:
-            return self.dataset[key]
-        except InputError as error:
-            return LoadError(str(error))
-
-
-def collate(samples, empty=None):
-    """List of Samples -> one Sample with a first axis N, or the first LoadError among them; of no Samples, `empty`."""
-    if not samples:
-        return empty
-    for sample in samples:
-        if isinstance(sample, LoadError):
-            return sample
-    return Sample(*map(torch.stack, zip(*samples)))
-
-
-@functools.lru_cache(maxsize=1)
-def closing_flag():
-    """Shared with the loader processes: whether the main process is exiting."""
-    flag = multiprocessing.Value("b", False, lock=False)
-    atexit.register(setattr, flag, "value", True)  # runs before multiprocessing ends its processes with SIGTERM
-    return flag
-
-
-def leave_signals(closing, _):
-    """In loader processes: a signal to the whole group reaches them too, but the main process decides when to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.value else None)
-
-
-def make_loader(dataset, num_workers, batches=None, pin_memory=False, empty=None):
-    """A DataLoader over `batches` (an EpochBatches), or over the dataset in order, one image at a time, if None.
-
-    empty: what a batch without samples becomes.
-
-    It has a generator of its own: loading must not consume the random numbers of training. Raises InputError for a
-    number of loader processes that would only exhaust the machine.
-    """
-    most = max(MANY_WORKERS, 2 * count_cores())
-    if not 0 <= num_workers <= most:
-        raise InputError(f"--n_worker is {num_workers}; give 0 to {most} loader processes")
-    order = {"batch_size": 1} if batches is None else {"batch_sampler": batches}
-    return DataLoader(Guarded(dataset), **order, num_workers=num_workers, pin_memory=pin_memory,
-                      collate_fn=functools.partial(collate, empty=empty),
-                      worker_init_fn=functools.partial(leave_signals, closing_flag()),
-                      persistent_workers=num_workers > 0, generator=torch.Generator().manual_seed(0))
-
-
-@contextlib.contextmanager
-def said_if_loader_dies(kind=StepInterrupted, fetching=False):
-    """Turns the death of a loader process into an InputError (`kind` of it) that says what to do.
-
-    PyTorch raises it where the main process happens to be, so a loop over batches wants this around all of it.
-    fetching: the block only fetches a batch from loader processes, where more errors have that cause.
-    """
-    try:
-        yield
-    except (RuntimeError, OSError, EOFError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        within = lines[0].startswith("Caught")  # raised in a worker; the traceback follows
-        reason = lines[-1 if within else 0]
-        gone = fetching and not within and isinstance(error, WORKER_GONE)
-        if not (gone or (WORKER_TROUBLE if fetching else WORKER_DEATH).search(reason)):
-            raise
-        with contextlib.suppress(ValueError):  # of another thread than the main one, where no handler runs
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's would raise the same again, in the midst of this
-        raise kind(f"a loader process ended before its time, as happens when memory or shared memory (/dev/shm) runs "
-                   f"out ({reason}); free some, or give a smaller --n_worker (0 loads in the main process)") from None
-
-
-def items(loader):
-    """Iterates over a loader's batches: Samples and LoadErrors. Raises InputError if a loader process dies."""
-    workers, iterator = getattr(loader, "num_workers", 0), iter(loader)
-    while True:
-        with said_if_loader_dies(InputError, fetching=True) if workers else contextlib.nullcontext():
-            item = next(iterator, None)
-        if item is None:
-            return
-        yield item
-
-
-def batches(loader):
-    """Iterates over a loader's batches (Samples); an InputError of a loader process is raised here."""
-    for batch in items(loader):
-        if isinstance(batch, LoadError):
-            raise InputError(batch.message)
-        yield batch
-
-
-def join_equal(samples, batch_size):
-    """Batches (Samples) -> larger ones, of images of equal size: batch_size of them or more, then the rest."""
-    waiting = {}
-    for sample in samples:
-        same = waiting.setdefault(sample.label.shape[1:], [])
-        same.append(sample)
-        if sum(len(part.label) for part in same) >= batch_size:
-            yield Sample(*map(torch.cat, zip(*waiting.pop(sample.label.shape[1:]))))
-    for same in waiting.values():
-        yield Sample(*map(torch.cat, zip(*same)))

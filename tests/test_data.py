@@ -11,8 +11,8 @@ from PIL import Image
 
 from benchmarks.plain_loading import plain_train_transform
 from utils.errors import InputError
-from VOC12.dataset import (EpochBatches, SegmentationDataset, batches, join_equal, make_loader, read_image,
-                           read_label, said_if_loader_dies)
+from VOC12.dataset import EpochBatches, SegmentationDataset, read_image, read_label
+from VOC12.loading import batches, explain_loader_death, join_equal, make_loader
 from VOC12.transforms import STD, EvalTransform, Sample, TrainTransform, denormalize, to_network
 
 
@@ -206,9 +206,9 @@ class Trouble(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize("kind", ["killed", "full"])
 def test_a_loader_process_that_dies_is_one_sentence(kind):
-    with pytest.raises(InputError, match="--n_worker") as error, said_if_loader_dies():  # as the commands do
+    with pytest.raises(InputError, match="fewer loader processes") as error, explain_loader_death():  # as the commands do
         list(batches(make_loader(Trouble(kind), 1)))
-    assert "\n" not in str(error.value)
+    assert error.value.about == "num_workers" and "\n" not in str(error.value)
 
 
 class Failing:
@@ -226,7 +226,7 @@ class Failing:
 @pytest.mark.parametrize("error", [EOFError(), ConnectionRefusedError(111, "Connection refused"),
                                    FileNotFoundError(2, "No such file or directory")])
 def test_a_loader_process_that_is_gone_while_its_batch_is_fetched(error):
-    with pytest.raises(InputError, match="--n_worker"):
+    with pytest.raises(InputError, match="fewer loader processes"):
         list(batches(Failing(error)))
     with pytest.raises(EOFError):
         list(batches(Failing(EOFError("Caught EOFError in DataLoader worker process 0.\nTraceback\nEOFError"))))

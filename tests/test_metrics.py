@@ -7,9 +7,10 @@ import torch
 
 from models import SparseMask, connectivity
 from utils.engine import evaluate
+from utils.errors import InputError
 from utils.metrics import confusion_matrix, scores, table
 from utils.runtime import Precision
-from VOC12.dataset import LoadError
+from VOC12.loading import LoadError
 from VOC12.transforms import EvalTransform, Sample
 
 
@@ -60,4 +61,4 @@ def test_evaluate_counts_each_pixel_once_and_restores_the_mode(batch_size):
 def test_evaluate_raises_what_the_loader_found():
     network = SparseMask(connectivity.fcn(), depth=4, num_classes=5)
     with pytest.raises(ValueError, match="broken"):
-        evaluate(network, [LoadError("broken file")], Precision("float32", torch.device("cpu")))
+        evaluate(network, [LoadError(InputError("broken file"))], Precision("float32", torch.device("cpu")))

@@ -9,7 +9,7 @@ from models.inference import for_inference
 from models.losses import pixel_cross_entropy, resize_logits, total_sparse_loss
 from utils.distributed import ALONE
 from utils.metrics import confusion_matrix
-from VOC12.dataset import batches, join_equal
+from VOC12.loading import batches, join_equal
 from VOC12.labels import VOID
 
 

@@ -7,8 +7,9 @@ from torch.utils.data import Subset
 
 from models.inference import Averaged
 from utils.errors import InputError
-from VOC12.dataset import SegmentationDataset, make_loader
+from VOC12.dataset import SegmentationDataset
 from VOC12.labels import default_class_names, load_class_names
+from VOC12.loading import make_loader
 from utils.parallel import count_cores
 from VOC12.transforms import EvalTransform
 
