@@ -1,30 +1,40 @@
-# `make demo` and `make test` do all of their own set-up, once.
+# Each target does its own set-up in .venv, once. `make PYTHON=python3.12 test` chooses the Python.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test bench torture setup clean
+.PHONY: demo bench test torture lint clean
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
 
-demo: setup
+demo: $(VENV)/installed
 	$(RUN) -m demo
 
-test: setup
-	$(RUN) -m pytest tests
-
-bench: setup
+bench: $(VENV)/installed
 	$(RUN) -m benchmarks.bench
 
-torture: setup
+test: $(VENV)/installed-dev
+	$(RUN) -m pytest tests
+
+torture: $(VENV)/installed-dev
 	$(RUN) tests/torture.py
 
-setup: $(VENV)/installed
+lint: $(VENV)/installed-dev
+	$(RUN) -m ruff check
 
-$(VENV)/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
-	  { echo "Python 3.10 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1); try: make PYTHON=python3.12 ..."; exit 2; }
-	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install -r requirements.txt
+$(VENV)/installed: requirements.txt | $(RUN)
+	$(RUN) -m pip install -r $<
 	touch $@
 
+# It installs requirements.txt too, so `make demo` after `make test` has nothing to install.
+$(VENV)/installed-dev: requirements-dev.txt requirements-export.txt requirements.txt | $(RUN)
+	$(RUN) -m pip install -r $<
+	touch $(VENV)/installed $@
+
+$(RUN):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+	  { echo "Python 3.10 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1); try: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
 clean:
-	rm -rf $(VENV) demo_output .pytest_cache
+	rm -rf $(VENV) demo_output .pytest_cache .ruff_cache .hypothesis
