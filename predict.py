@@ -13,11 +13,12 @@ from models.losses import resize_logits
 from utils.checkpoint import read_checkpoint
 from utils.cli import run_command
 from utils.errors import InputError
-from utils.files import write_atomically
 from utils.options import (HelpFormatter, add_averaging_options, class_names_for, count_cores, padding_of, averaging_of)
-from utils.pictures import overlay, palette_image
+from utils.pictures import overlay, palette
 from utils.runtime import Precision, add_device_options, explain_out_of_memory, select_device
 from VOC12.image_files import OVERLAY, ImageFiles, find_images
+from VOC12.image_io import write_png
+from VOC12.index_png import write_label_png
 from VOC12.loading import LoadError, batches_and_errors, explain_loader_death, make_loader
 from VOC12.transforms import EvalTransform
 
@@ -78,14 +79,13 @@ def main(args):
         for (file, name), sample in zip(pairs, batches_and_errors(loader)):
             if isinstance(sample, LoadError):
                 failed += 1
-                message = str(sample.error).replace("or take its name off the list", "or leave it out")
-                tqdm.write(message, file=sys.stderr)
+                tqdm.write(str(sample.error), file=sys.stderr)
             else:
                 label = predict(averaging.wrap(forward), sample, precision)
                 top, left, bottom, right = sample.inside[0].tolist()
                 image = sample.image[0, top:bottom, left:right].numpy()
-                write(out / f"{name}.png", palette_image(label, len(names)))
-                write(out / f"{name}{OVERLAY}.png", overlay(image, label, names))
+                write_label_png(out / f"{name}.png", label, palette(len(names)))
+                write_png(out / f"{name}{OVERLAY}.png", overlay(image, label, names))
             bar.update()
             bar.set_postfix(failed=failed) if failed else None
     done = len(pairs) - failed
@@ -102,12 +102,6 @@ def predict(forward, sample, precision):
         classes = resize_logits(forward(image), label).argmax(1)
     top, left, bottom, right = sample.inside[0].tolist()
     return np.ascontiguousarray(classes[0, top:bottom, left:right].to(torch.uint8).cpu().numpy())
-
-
-def write(path, picture):
-    """A PNG file, whole or not at all."""
-    with write_atomically(path) as temporary:
-        picture.save(temporary, format="PNG")
 
 
 if __name__ == "__main__":

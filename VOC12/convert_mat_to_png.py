@@ -1,24 +1,26 @@
-"""Writes SBD's labels, dataset/cls/NAME.mat, as index PNGs, dataset/cls_png/NAME.png. Run again to go on after a stop.
+"""Writes SBD's labels, dataset/cls/NAME.mat, as index PNGs, dataset/cls_png/NAME.png.
 
     python VOC12/convert_mat_to_png.py --sbd_path ROOT/benchmark_RELEASE
+
+Run again to continue after a stop.
 """
 import argparse
 import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
-import numpy as np  # noqa: E402
-import scipy.io  # noqa: E402
+import numpy as np
+import scipy.io
 
-from utils.cli import run_command
-from utils.errors import InputError  # noqa: E402
-from VOC12.index_png import check_labels, is_done, make_output_folder, write_label_png  # noqa: E402
-from utils.parallel import add_workers_argument, report_failures, run_parallel  # noqa: E402
+from utils.errors import InputError
+from utils.parallel import WORKERS_OPTION, report_failures
+from VOC12.conversion import Counts, convert_files
+from VOC12.index_png import check_labels
 
 
-def convert_folder(sbd_path, workers=None):
+def convert_folder(sbd_path: str | Path, workers: int | None = None) -> Counts:
     """Converts every dataset/cls/*.mat of `sbd_path` that has no whole and current PNG in dataset/cls_png.
 
     Returns (written, kept, failures): two counts and a list of (path of the .mat, sentence).
@@ -26,29 +28,18 @@ def convert_folder(sbd_path, workers=None):
     """
     source = Path(sbd_path) / "dataset" / "cls"
     if not source.is_dir():
-        raise InputError(f"{source} does not exist; give --sbd_path the folder benchmark_RELEASE of SBD's archive")
+        raise InputError(f"{source} does not exist; give the folder benchmark_RELEASE of SBD's archive",
+                         about="sbd_path")
     names = sorted(path.stem for path in source.glob("*.mat") if not path.name.startswith("."))
     if not names:
-        raise InputError(f"{source} holds no .mat file; unpack SBD's benchmark.tgz again")
-    destination = source.with_name("cls_png")
-    make_output_folder(destination)
-    tasks = {str(source / f"{name}.mat"): (source / f"{name}.mat", destination / f"{name}.png") for name in names}
+        raise InputError(f"{source} contains no .mat file; unpack SBD's benchmark.tgz again")
     # In processes: a damaged byte can make scipy's reader crash (seen with scipy 1.17).
-    results, failures = run_parallel(convert_file, tasks, "SBD labels", workers, may_crash=True)
-    written = sum(results.values())
-    return written, len(results) - written, failures
+    return convert_files(read_segmentation, source, ".mat", names, source.with_name("cls_png"), "SBD labels", workers,
+                         may_crash=True)
 
 
-def convert_file(source, destination):
-    """Converts one .mat file unless that is done. Returns whether it wrote. Raises InputError for a wrong file."""
-    if is_done(destination, source):
-        return False
-    write_label_png(destination, read_segmentation(source))
-    return True
-
-
-def read_segmentation(path):
-    """GTcls.Segmentation of an SBD file: uint8 (H, W). Raises InputError for anything else than such a file."""
+def read_segmentation(path: str | Path) -> np.ndarray:
+    """GTcls.Segmentation of an SBD file: uint8 (H, W). Raises InputError, without the path, for any other file."""
     try:
         with open(path, "rb") as file:
             start = file.read(516)
@@ -62,7 +53,7 @@ def read_segmentation(path):
         raise InputError(f"this is no whole MATLAB 5 file ({type(error).__name__}: {error}); "
                          f"unpack it from SBD's benchmark.tgz again") from error
     if "GTcls" not in content:
-        raise InputError("it holds no GTcls; SBD's class labels are those in dataset/cls")
+        raise InputError("the file has no GTcls; SBD's class labels are those in dataset/cls")
     struct = _unwrap(content["GTcls"])
     if getattr(struct, "dtype", np.dtype(int)).names is None or "Segmentation" not in struct.dtype.names:
         raise InputError("its GTcls is no struct with a Segmentation; SBD's class labels are those in dataset/cls")
@@ -70,7 +61,7 @@ def read_segmentation(path):
 
 
 def _unwrap(value):
-    """What a MATLAB cell or struct array of one element, of any number of dimensions, holds."""
+    """The content of a MATLAB cell or struct array of one element, with any number of dimensions."""
     while isinstance(value, np.ndarray) and value.dtype == object and value.size == 1:
         value = value.reshape(-1)[0]
     if isinstance(value, np.ndarray) and value.dtype.names and value.size == 1:
@@ -78,15 +69,17 @@ def _unwrap(value):
     return value
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Write SBD's .mat labels as index PNGs beside them, in "
-                                                 "dataset/cls_png. A run that was stopped goes on where it was.")
+                                                 "dataset/cls_png. A run that was stopped continues where it was.")
     parser.add_argument("--sbd_path", required=True, metavar="FOLDER", help="SBD's folder benchmark_RELEASE")
-    add_workers_argument(parser)
+    parser.add_argument("--workers", **WORKERS_OPTION)
     return parser
 
 
-def main(args):
+def main(args: argparse.Namespace) -> int:
+    """Converts, prints the counts and each failure. Returns the exit code: 1 if a file failed."""
     written, kept, failures = convert_folder(args.sbd_path, args.workers)
     folder = os.path.join(args.sbd_path, "dataset", "cls_png")
     print(f"{folder}: {written} written, {kept} already there, {len(failures)} failed")
@@ -94,4 +87,5 @@ def main(args):
 
 
 if __name__ == "__main__":
+    from utils.cli import run_command
     run_command(main, build_parser())

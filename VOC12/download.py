@@ -1,10 +1,11 @@
-"""Fetching a large file: resumed, tried at several addresses, checked by md5."""
+"""Downloading a large file: resumed, tried at several addresses, checked by md5."""
 import hashlib
 import http.client
 import os
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,11 +20,12 @@ class _Refused(Exception):
     """Why an address did not give the file."""
 
 
-def download(addresses, target, md5):
-    """Fetches `target` (a path) from the first of `addresses` that gives a file of that `md5` (hexadecimal).
+def fetch(addresses: Sequence[str], target: str | Path, md5: str) -> Path:
+    """Downloads `target` from the first of `addresses` that gives a file of that `md5` (hexadecimal).
 
-    What has come is kept in `target`.part and built on, by this call and by the next one; once whole and right it gets
-    its name. Raises InputError, with each address's reason, if none gives it, or if the disk cannot take it.
+    The bytes received are kept in `target`.part, where this call and later ones continue; a complete file with the
+    right md5 is renamed to `target`. Raises InputError, with the reason of each address, if none gives the file, or if
+    it cannot be written.
     """
     target = Path(target)
     part = target.with_name(target.name + ".part")
@@ -35,7 +37,7 @@ def download(addresses, target, md5):
                 _fetch(address, part)
                 if file_md5(part) != md5:
                     part.unlink()
-                    raise _Refused(f"what it sent has another md5 than {md5} and was deleted")
+                    raise _Refused(f"the file received has another md5 than {md5} and was deleted")
             except _Refused as reason:
                 reasons.append(f"{address}: {reason}")
                 continue
@@ -44,11 +46,11 @@ def download(addresses, target, md5):
     except OSError as error:
         raise InputError(f"cannot write {part}: {error.strerror or error}; "
                          f"give a folder that can be written and has space left") from error
-    raise InputError(f"could not download {target.name} ({'; '.join(reasons)}); run again to go on from what has come, "
-                     f"give another address, or fetch it by other means and put it at {target}")
+    raise InputError(f"could not download {target.name} ({'; '.join(reasons)}); run again to continue, "
+                     f"give another address, or download it by other means and put it at {target}")
 
 
-def file_md5(path):
+def file_md5(path: str | Path) -> str:
     """The md5 of a file, hexadecimal, with a progress bar. Raises OSError if it cannot be read."""
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file, _bar(os.path.getsize(path), f"md5 of {Path(path).name}") as bar:
@@ -59,7 +61,7 @@ def file_md5(path):
 
 
 def _fetch(address, part):
-    """Brings `part` to the full length, trying again as long as bytes come. Raises _Refused."""
+    """Downloads the rest of `part`, trying again as long as bytes arrive. Raises _Refused."""
     longest = _length(part)
     while True:
         try:
@@ -72,21 +74,21 @@ def _fetch(address, part):
 
 
 def _fetch_once(address, part):
-    """One request for what `part` lacks. Raises _Refused if it fails or ends early, OSError if the disk does."""
+    """One request for what `part` lacks. Raises _Refused if it fails or ends early, OSError if writing fails."""
     start = _length(part)
     try:
         headers = {"User-Agent": "SparseMask", **({"Range": f"bytes={start}-"} if start else {})}
         response = urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416 and start:  # the range begins at the end: `part` is whole, or no part of this file
+        if error.code == 416 and start:  # the range begins at the end: `part` is complete, or of another file
             return
         raise _Refused(first_line(f"HTTP {error.code} {error.reason}")) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _Refused(first_line(getattr(error, "reason", None) or error)) from None
     with response:
         if not _continues(response, start):
-            start = 0  # a server without ranges sends it all again
+            start = 0  # a server without ranges sends everything again
         length = response.headers.get("Content-Length")
         whole = start + int(length) if length and length.isdecimal() else None
         with open(part, "ab" if start else "wb") as file, _bar(whole, part.stem, start) as bar:
@@ -98,7 +100,7 @@ def _fetch_once(address, part):
 
 
 def _continues(response, start):
-    """Whether the response goes on at byte `start` > 0."""
+    """Whether the response continues at byte `start` > 0."""
     span = re.match(r"bytes (\d+)-", response.headers.get("Content-Range") or "")
     return bool(start and response.status == 206 and span and int(span[1]) == start)
 

@@ -1,51 +1,59 @@
 """Labels as 8-bit PNG files whose pixel values are the class indices; VOC's colours are only the palette."""
 import functools
 import os
-import struct
-import time
-import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from utils.errors import InputError
-from utils.files import write_atomically
+from VOC12.image_io import LABEL_FORMATS, open_image, write_png
 from VOC12.labels import CLASS_NAMES, VOID, colour_map
 
-INDICES = (*range(len(CLASS_NAMES)), VOID)
-# Of the formats that Pillow knows only those that it decodes itself: an EPS file would run Ghostscript.
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
-# What Pillow raises for files that are broken in one way or another.
-BROKEN_IMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error,
-                Image.DecompressionBombError)
+INDICES = (*range(len(CLASS_NAMES)), VOID)  # VOC's labels
 
 
-def check_labels(labels):
+def read_label(path: str | Path, num_classes: int) -> np.ndarray:
+    """Class indices, uint8 (H, W): of a palette PNG its indices, of a grey one its values. 255 is void.
+
+    Raises InputError, naming the file, if it is no such PNG or a pixel is neither one of the classes nor void.
+    """
+    image = open_image(path, f"the label {path}", LABEL_FORMATS, "replace the file or remove its name from the list")
+    if image.mode not in ("P", "L", "1"):
+        raise InputError(f"the label {path} is a {image.mode} image; expected class indices (a palette or 8-bit grey "
+                         f"PNG): VOC12/convert_labels.py converts labels in VOC's colours")
+    label = unstretched(np.array(image, dtype=np.uint8), image.mode, path)
+    wrong = (label >= num_classes) & (label != VOID)
+    if wrong.any():
+        row, column = _first(wrong)
+        raise InputError(f"the label {path} has the value {label[row, column]} at row {row}, column {column}; expected "
+                         f"0 to {num_classes - 1}, or {VOID} for void: correct the label or the number of classes",
+                         about="num_classes")
+    return label
+
+
+def check_labels(labels: np.ndarray) -> np.ndarray:
     """Returns integer or floating `labels` (H, W) as uint8. Raises InputError unless all are 0..20 or 255."""
     if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in "biuf":
         raise InputError(f"the labels are {labels.dtype} of shape {labels.shape}; expected numbers (height, width)")
     wrong = ~np.isin(labels, INDICES)
     if wrong.any():
         row, column = _first(wrong)
-        raise InputError(f"the pixel at row {row}, column {column} holds {labels[row, column]}; "
+        raise InputError(f"the pixel at row {row}, column {column} has the value {labels[row, column]}; "
                          f"labels are 0..{len(CLASS_NAMES) - 1}, and {VOID} for void")
     return labels.astype(np.uint8)
 
 
-def read_label_png(path):
+def read_voc_label(path: str | Path) -> np.ndarray:
     """Labels of a PNG file: uint8 (H, W) with 0..20 and 255.
 
     A palette PNG is read by index whatever its palette, a greyscale one by value, an RGB one by VOC's colours; an alpha
-    channel is passed over. Raises InputError if the file is missing or broken, or a pixel is no label.
+    channel is ignored. Raises InputError, without the path, if the file is missing or broken, or a pixel is no label.
     """
     if not os.path.isfile(path):
-        raise InputError("there is no such file")
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            mode, pixels = image.mode, np.asarray(image)
-    except BROKEN_IMAGE as error:
-        raise InputError(f"this is no whole PNG file ({error}); fetch it again") from error
+        raise InputError("there is no such file; check the list and the folder")
+    image = open_image(path, "this PNG file", LABEL_FORMATS, "get it again from the archive")
+    mode, pixels = image.mode, np.asarray(image)
     if mode in ("RGB", "RGBA"):
         return labels_of_colours(pixels[..., :3])
     if mode == "LA":
@@ -53,8 +61,8 @@ def read_label_png(path):
     return check_labels(unstretched(pixels, mode, path))
 
 
-def unstretched(pixels, mode, path):
-    """The pixel values that a PNG holds. Pillow stretches those of grey images with 2 or 4 bits to 0..255."""
+def unstretched(pixels: np.ndarray, mode: str, path: str | Path) -> np.ndarray:
+    """The pixel values as the PNG stores them. Pillow stretches those of grey images with 2 or 4 bits to 0..255."""
     if mode == "L":
         with open(path, "rb") as file:
             start = file.read(26)
@@ -63,7 +71,7 @@ def unstretched(pixels, mode, path):
     return pixels
 
 
-def labels_of_colours(colours):
+def labels_of_colours(colours: np.ndarray) -> np.ndarray:
     """Labels (H, W), uint8, of VOC colours (H, W, 3), uint8. Raises InputError for a colour that is none of the 22."""
     levels, table = _colour_table()
     red, green, blue = (levels[colours[..., channel]] for channel in range(3))
@@ -73,43 +81,18 @@ def labels_of_colours(colours):
         row, column = _first(wrong)
         colour = tuple(int(value) for value in colours[row, column])
         raise InputError(f"the pixel at row {row}, column {column} has the colour {colour}, "
-                         f"which is none of VOC's {len(INDICES)}")
+                         f"which is none of VOC's {len(INDICES)}; give labels in VOC's colours or as class indices")
     return found.astype(np.uint8)
 
 
-def write_label_png(path, labels):
-    """Writes `labels`, uint8 (H, W), whole or not at all. Raises InputError if that fails."""
+def write_label_png(path: str | Path, labels: np.ndarray, colours: np.ndarray | None = None) -> None:
+    """Writes `labels`, uint8 (H, W), whole or not at all. Raises InputError if that fails.
+
+    colours: the palette, uint8 (256, 3), by default VOC's; of all 256 colours, so that Pillow writes 8 bits a pixel.
+    """
     image = Image.fromarray(labels)
-    image.putpalette(colour_map().tobytes())  # all 256 colours, so that Pillow writes 8 bits a pixel
-    with write_atomically(path) as temporary:
-        image.save(temporary, format="PNG")
-
-
-def is_done(path, source):
-    """Whether `path` is a whole index PNG that is not older than `source`, from which it is made."""
-    try:
-        if os.stat(path).st_mtime < os.stat(source).st_mtime:
-            return False
-        with Image.open(path, formats=["PNG"]) as image:
-            kept = image.mode in ("P", "L")
-            image.verify()  # all checksums, without decoding
-        return kept
-    except BROKEN_IMAGE:
-        return False
-
-
-def make_output_folder(folder):
-    """Creates `folder` and removes what a killed run left half-written in it. Raises InputError if it cannot be."""
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot create the folder {folder}: {error.strerror}; give one that can be written") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"the folder {folder} cannot be written; change its permissions")
-    for leftover in folder.glob(".*.part.png"):
-        if leftover.stat().st_mtime < time.time() - 60:  # a newer one may be another run's, at work
-            leftover.unlink(missing_ok=True)
+    image.putpalette((colour_map() if colours is None else colours).tobytes())
+    write_png(path, image)
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,53 +1,58 @@
 """The steps of prepare.py after the conversions: joining SBD and VOC by links, the lists, and a check of every pair."""
 import os
 import shutil
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from utils.errors import InputError
 from utils.files import write_atomically
-from VOC12.index_png import BROKEN_IMAGE, IMAGE_FORMATS, check_labels
-from VOC12.lists import read_list
 from utils.parallel import run_parallel
+from VOC12.image_io import IMAGE_FORMATS, LABEL_FORMATS, open_image
+from VOC12.index_png import check_labels
+from VOC12.lists import read_list
 
-# How many names the published lists hold.
+# The lengths of the published lists.
 PUBLISHED = {"SBD train": 8498, "SBD val": 2857, "VOC train": 1464, "VOC val": 1449}
 TRAINAUG = 10582
 
 
-def read_lists(sbd, voc):
+def read_lists(sbd: Path, voc: Path) -> dict[str, list[str]]:
     """The four lists, by the names of PUBLISHED, of SBD's folder `dataset` and VOC's folder `VOC2012`."""
     segmentation = voc / "ImageSets" / "Segmentation"
     return {"SBD train": read_list(sbd / "train.txt"), "SBD val": read_list(sbd / "val.txt"),
             "VOC train": read_list(segmentation / "train.txt"), "VOC val": read_list(segmentation / "val.txt")}
 
 
-def trainaug(lists, count=TRAINAUG):
+def trainaug(lists: dict[str, list[str]], trainaug_count: int = TRAINAUG) -> list[str]:
     """Sorted names: (SBD train + SBD val + VOC train) - VOC val.
 
-    Raises InputError, saying which list falls short, unless there are `count` names; 0 takes any number.
+    Raises InputError, with the lists that are too short, unless there are `trainaug_count` names; 0 accepts any number.
     """
     names = sorted({*lists["SBD train"], *lists["SBD val"], *lists["VOC train"]} - set(lists["VOC val"]))
     if not names:
-        raise InputError("trainaug comes to no name at all: every training image is one of VOC val; check the lists")
-    if count in (0, len(names)):
+        raise InputError("trainaug is empty: every training image is one of VOC val; check the lists")
+    if trainaug_count in (0, len(names)):
         return names
-    told = [f"{key} holds {len(lists[key])} names" + (f" of {number}" if count == TRAINAUG else "")
-            for key, number in PUBLISHED.items() if count != TRAINAUG or len(lists[key]) != number]
-    told = ", ".join(told) or "the lists have the published lengths, but other names"
-    raise InputError(f"trainaug comes to {len(names)} names instead of {count}: {told}; unpack the archives again, "
-                     f"or pass --trainaug_count 0 if this is meant to be another set")
+    published = trainaug_count == TRAINAUG
+    reasons = [f"{key} has {len(lists[key])} names" + (f" of {number}" if published else "")
+               for key, number in PUBLISHED.items() if not published or len(lists[key]) != number]
+    reason = ", ".join(reasons) or "the lists have the published lengths, but other names"
+    raise InputError(f"trainaug has {len(names)} names instead of {trainaug_count}: {reason}; unpack the archives "
+                     f"again, or give 0 for the count if this is meant to be another set", about="trainaug_count")
 
 
-def link_files(sources, folder):
+def link_files(sources: dict[str, Path], folder: Path) -> int:
     """Puts a relative link (a copy, where the file system has no links) to each of `sources` into `folder`.
 
-    `sources` is a dict of file name -> path; those that do not exist are left out. Returns how many are new or changed.
-    Raises InputError if `folder` is itself a link, for that could lead into what was downloaded, or is not writable.
+    sources: file name -> path; those that do not exist are left out. Returns how many are new or changed.
+    Raises InputError if `folder` cannot be written, or is itself a link: writing there could change the downloads.
     """
     if folder.parent.is_symlink() or folder.is_symlink():
-        raise InputError(f"{folder} is a link or lies in one; remove that link, for this folder is filled anew")
+        raise InputError(f"{folder} is a link or lies in one; remove that link, because this folder is filled "
+                         f"with new files")
     changed = 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,25 +62,27 @@ def link_files(sources, folder):
                 changed += _link(source.parent.resolve() / source.name, place / name)
     except OSError as error:
         raise InputError(f"cannot link {error.filename or folder}: {error.strerror or error}; "
-                         f"see to the folder's permissions and to the space on the disk") from error
+                         f"check the folder's permissions and the space on the disk") from error
     return changed
 
 
-def check_data_link(link, folder):
-    """Raises InputError if `link` is there and is not a link to `folder`. Changes nothing."""
+def check_data_link(data: Path, kind: str, joined: Path) -> None:
+    """Raises InputError if data/kind exists and is not a link to joined/kind. Changes nothing."""
+    link, folder = data / kind, joined / kind
     if link.is_symlink():
         if os.path.realpath(link) != os.path.realpath(folder):
             raise InputError(f"{link} is a link to {os.path.realpath(link)}, not to {folder}; "
-                             f"remove the link, or give another --data folder")
+                             f"remove the link, or give another data folder", about="data")
     elif link.exists():
-        kind = "folder" if link.is_dir() else "file"
-        raise InputError(f"{link} is a {kind} of its own, not a link to {folder}; "
-                         f"move it away, or give another --data folder")
+        raise InputError(f"{link} is a {'folder' if link.is_dir() else 'file'}, not a link to {folder}; "
+                         f"move it away, or give another data folder", about="data")
 
 
-def make_data_link(link, folder):
-    """Makes `link` a relative link to `folder`. Returns whether it was new. Raises InputError as check_data_link."""
-    check_data_link(link, folder)
+def make_data_link(data: Path, kind: str, joined: Path) -> bool:
+    """Makes data/kind a relative link to joined/kind. Returns whether it is new. Raises InputError as check_data_link.
+    """
+    check_data_link(data, kind, joined)
+    link, folder = data / kind, joined / kind
     if link.is_symlink():
         return False
     try:
@@ -83,11 +90,11 @@ def make_data_link(link, folder):
         os.symlink(os.path.relpath(folder.resolve(), link.parent.resolve()), link, target_is_directory=True)
     except (OSError, NotImplementedError, ValueError) as error:
         raise InputError(f"cannot make the link {link}: {error}; "
-                         f"give the training commands the folder {folder} itself") from error
+                         f"give {folder} itself to the training commands") from error
     return True
 
 
-def write_list(path, names):
+def write_list(path: Path, names: Sequence[str]) -> bool:
     """Writes `names`, one a line. Returns whether the file was new or changed."""
     text = "".join(f"{name}\n" for name in names)
     if path.is_file() and path.read_bytes() == text.encode():
@@ -97,36 +104,32 @@ def write_list(path, names):
     return True
 
 
-def verify(names, images, labels, workers=None):
-    """Checks images/NAME.jpg and labels/NAME.png of all `names`. Returns a list of (name, sentence), the failures."""
+def verify(names: Sequence[str], images: Path, labels: Path, workers: int | None = None) -> list[tuple[str, str]]:
+    """Checks images/NAME.jpg and labels/NAME.png of all `names`. Returns the failures: a list of (name, sentence)."""
     tasks = {name: (images / f"{name}.jpg", labels / f"{name}.png") for name in names}
     return run_parallel(check_pair, tasks, "verify", workers)[1]
 
 
-def check_pair(image, label):
-    """Raises InputError unless both files open, have one size, and the label is an index PNG with 0..20 and 255."""
-    size, _, _ = _open(image, "image")
-    label_size, mode, pixels = _open(label, "label")
-    if mode not in ("P", "L"):
-        raise InputError(f"the label {label} holds colours (mode {mode}), not class indices; convert it first")
-    if size != label_size:
-        raise InputError(f"the image {image} has {size[0]} x {size[1]} pixels, "
-                         f"but its label {label} has {label_size[0]} x {label_size[1]}")
+def check_pair(image_file: Path, label_file: Path) -> None:
+    """Raises InputError unless both files can be decoded, have one size, and the label is an index PNG of VOC's labels.
+    """
+    image = _open_existing(image_file, "image", IMAGE_FORMATS)
+    label = _open_existing(label_file, "label", LABEL_FORMATS)
+    if label.mode not in ("P", "L"):
+        raise InputError(f"the label {label_file} has colours (mode {label.mode}), not class indices; convert it first")
+    if image.size != label.size:
+        raise InputError(f"the image {image_file} has {image.width} x {image.height} pixels, "
+                         f"but its label {label_file} has {label.width} x {label.height}; unpack the archives again")
     try:
-        check_labels(pixels)
+        check_labels(np.asarray(label))
     except InputError as error:
-        raise InputError(f"the label {label}: {error}") from None
+        raise InputError(f"the label {label_file}: {error}", error.about) from None
 
 
-def _open(path, what):
-    """(width, height), mode and pixels of an image file that is decoded to its end."""
+def _open_existing(path: Path, what: str, formats: Sequence[str]) -> Image.Image:
     if not os.path.isfile(path):
-        raise InputError(f"there is no {what} {path}")
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            return image.size, image.mode, np.asarray(image)
-    except BROKEN_IMAGE as error:
-        raise InputError(f"the {what} {path} is broken ({error})") from error
+        raise InputError(f"there is no {what} {path}; unpack the archive again, or correct the list")
+    return open_image(path, f"the {what} {path}", formats, "unpack the archive again")
 
 
 def _link(source, place):
@@ -144,7 +147,7 @@ def _link(source, place):
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.symlink(target, place)
-    except (OSError, NotImplementedError):  # no links here, or no right to make them; or no writing, as the copy tells
+    except (OSError, NotImplementedError):  # no links, or no right to make them; or no writing: then the copy fails too
         with write_atomically(place) as temporary:
             shutil.copy2(source, temporary)
     return True

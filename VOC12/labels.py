@@ -1,4 +1,6 @@
 """The 21 classes of PASCAL VOC 2012, their colours, and the void label."""
+from pathlib import Path
+
 import numpy as np
 
 from utils.errors import InputError
@@ -11,7 +13,7 @@ CLASS_NAMES = ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "
                "tv/monitor")
 
 
-def colour_map():
+def colour_map() -> np.ndarray:
     """PASCAL VOC's colour of each label: uint8 (256, 3). Label 255, void, is (224, 224, 192).
 
     Bits 0, 1 and 2 of the label become the highest bits of red, green and blue, bits 3 to 5 the next ones, and so on.
@@ -23,7 +25,7 @@ def colour_map():
     return colours
 
 
-def load_class_names(path, num_classes):
+def load_class_names(path: str | Path, num_classes: int) -> list[str]:
     """Class names, one a line, from a text file: a list of `num_classes` strings. Raises InputError otherwise."""
     path = require_file(path, "list of class names")
     try:
@@ -32,10 +34,10 @@ def load_class_names(path, num_classes):
         raise InputError(f"the list of class names {path} cannot be read as text ({error}); "
                          f"give one name a line") from None
     if len(names) != num_classes:
-        raise InputError(f"{path} holds {len(names)} class names for {num_classes} classes; give one name a line")
+        raise InputError(f"{path} has {len(names)} class names for {num_classes} classes; give one name a line")
     return names
 
 
-def default_class_names(num_classes):
+def default_class_names(num_classes: int) -> list[str]:
     """VOC's names for 21 classes, otherwise "class 0", "class 1", ..."""
     return list(CLASS_NAMES) if num_classes == len(CLASS_NAMES) else [f"class {i}" for i in range(num_classes)]

@@ -1,16 +1,16 @@
 """Lists of names, one a line, as VOC's and SBD's `train.txt` and `val.txt`."""
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from utils.errors import InputError
 from utils.files import require_file
 
 
-def read_list(path):
+def read_list(path: str | Path) -> list[str]:
     """The names of a text file, one a line, without suffix: a list of strings in the file's order, each name once.
 
-    Blank lines, blanks around a name, a byte order mark and Windows line ends are passed over.
-    Raises InputError if the file is missing, is not UTF-8 text, holds no name, or holds one that leads out of the
-    folder that it is looked up in.
+    Blank lines, blanks around a name, a byte order mark and Windows line ends are ignored.
+    Raises InputError if the file is missing, is not UTF-8 text, has no name, or has one that leads out of the folder
+    in which it is looked up.
     """
     path = require_file(path, "list")
     try:

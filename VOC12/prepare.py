@@ -1,33 +1,37 @@
-"""Prepares PASCAL VOC 2012 and SBD for training, from the two archives to VOC12/data. Run again to go on after a stop.
+"""Prepares PASCAL VOC 2012 and SBD for training, from the two archives to VOC12/data.
 
     python VOC12/prepare.py --root ROOT [--download]
 
-Nothing that was downloaded is moved or changed; what is made lies beside it.
+Nothing that was downloaded is moved or changed; the new files are written beside it.
+Run again to continue after a stop.
 """
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
-from utils.cli import run_command
-from utils.errors import InputError  # noqa: E402
-from VOC12 import convert_labels, convert_mat_to_png  # noqa: E402
-from VOC12.download import download, file_md5  # noqa: E402
-from VOC12.join import (TRAINAUG, check_data_link, link_files, make_data_link, read_lists, trainaug,  # noqa: E402
-                        verify, write_list)
-from utils.parallel import add_workers_argument, report_failures  # noqa: E402
-from VOC12.unpack import unpack  # noqa: E402
+from utils.errors import InputError
+from utils.parallel import WORKERS_OPTION, report_failures
+from VOC12 import convert_labels, convert_mat_to_png
+from VOC12.conversion import Counts
+from VOC12.download import fetch, file_md5
+from VOC12.join import (
+    TRAINAUG, check_data_link, link_files, make_data_link, read_lists, trainaug, verify, write_list)
+from VOC12.unpack import unpack
+
+Failures = list[tuple[str, str]]  # (name or path of a file, sentence)
 
 
 class Archive(NamedTuple):
-    """What is downloaded: the file's name, the folder it unpacks to, what must be in there, and where it is from."""
+    """An archive: its file's name, the folder it unpacks to, what that folder must have, and where to download it."""
     name: str
     folder: str
-    holds: tuple
+    contents: tuple[str, ...]
     md5: str
-    addresses: tuple
+    addresses: tuple[str, ...]
 
 
 SBD = Archive("benchmark.tgz", "benchmark_RELEASE",
@@ -42,34 +46,36 @@ VOC = Archive("VOCtrainval_11-May-2012.tar", "VOCdevkit/VOC2012",
                "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"))
 
 
-def prepare(root, data, fetch=False, archives=(SBD, VOC), trainaug_count=TRAINAUG, workers=None):
-    """All steps, each printed in one line and passed over where it is done. Returns failures: (name, sentence) each.
+def prepare(root: str | Path, data: str | Path, download: bool = False, archives: Sequence[Archive] = (SBD, VOC),
+            trainaug_count: int = TRAINAUG, workers: int | None = None) -> Failures:
+    """All steps. Each prints one line, and is skipped where it is done. Returns the failures.
 
-    `root` holds the archives, or what they unpack to; `fetch` downloads what is missing. `data` gets the lists and the
-    links img and gt. Raises InputError if something is missing, or in the way.
+    root: the folder with the archives, or with the folders that they unpack to. data: the folder for the lists and the
+    links img and gt. download: whether to download missing archives. Raises InputError if something is missing, or if
+    something else has the name of a link.
     """
     root, data = Path(root), Path(data)
     joined = root / "joined"
     for kind in ("img", "gt"):
-        check_data_link(data / kind, joined / kind)  # before minutes of work
-    provide(root, archives, fetch)
+        check_data_link(data, kind, joined)  # before minutes of work
+    provide(root, archives, download)
     sbd, voc = root / SBD.folder / "dataset", root / VOC.folder
     lists = read_lists(sbd, voc)
     names = trainaug(lists, trainaug_count)
 
     counts = convert_mat_to_png.convert_folder(sbd.parent, workers)
-    if _say_converted("2 SBD's labels", sbd / "cls_png", counts):
+    if _report_conversion("2 SBD's labels", sbd / "cls_png", counts):
         return counts[-1]
     voc_labels = voc / "SegmentationClass_1D"
     counts = convert_labels.convert_folder(voc / "SegmentationClass", lists["VOC train"] + lists["VOC val"],
                                            voc_labels, workers)
-    if _say_converted("3 VOC's labels", voc_labels, counts):
+    if _report_conversion("3 VOC's labels", voc_labels, counts):
         return counts[-1]
 
     images, labels = {}, {}
     for image_folder, label_folder, keys in ((sbd / "img", sbd / "cls_png", ("SBD train", "SBD val")),
                                              (voc / "JPEGImages", voc_labels, ("VOC train", "VOC val"))):
-        for name in (name for key in keys for name in lists[key]):  # VOC comes last and wins
+        for name in (name for key in keys for name in lists[key]):  # VOC comes last and replaces SBD's
             images[f"{name}.jpg"] = image_folder / f"{name}.jpg"
             labels[f"{name}.png"] = label_folder / f"{name}.png"
     changed = link_files(images, joined / "img") + link_files(labels, joined / "gt")
@@ -77,7 +83,7 @@ def prepare(root, data, fetch=False, archives=(SBD, VOC), trainaug_count=TRAINAU
 
     files = {"train.txt": lists["VOC train"], "val.txt": lists["VOC val"], "train_aug.txt": names}
     changed = [write_list(data / name, content) for name, content in files.items()]
-    changed += [make_data_link(data / kind, joined / kind) for kind in ("img", "gt")]
+    changed += [make_data_link(data, kind, joined) for kind in ("img", "gt")]
     lengths = ", ".join(f"{name} {len(content)}" for name, content in files.items())
     print(f"5 lists and links: {data}: {'written' if any(changed) else 'already there'} ({lengths})")
 
@@ -87,44 +93,45 @@ def prepare(root, data, fetch=False, archives=(SBD, VOC), trainaug_count=TRAINAU
     return failures
 
 
-def provide(root, archives, fetch):
-    """Unpacks each of `archives` in `root`, downloaded first if `fetch`. Raises InputError if one is missing."""
+def provide(root: Path, archives: Sequence[Archive], download: bool) -> None:
+    """Unpacks each of `archives` in `root`, downloading it first if `download`. Raises InputError if one is missing."""
+    if root.is_file():
+        raise InputError(f"{root} is a file; give the folder that the archives are in", about="root")
     missing = [archive for archive in archives
                if not (root / archive.folder).exists() and not (root / archive.name).is_file()]
-    if missing and not fetch:
-        told = "; ".join(f"{archive.name} (or, unpacked, {archive.folder}) from {archive.addresses[0]}"
-                         for archive in missing)
-        if root.is_file():
-            raise InputError(f"--root {root} is a file; give the folder that the archives are in")
-        raise InputError(f"{root} {'lacks archives' if root.is_dir() else 'does not exist'}: "
-                         f"put there {told}; or pass --download")
+    if missing and not download:
+        sources = "; ".join(f"{archive.name} (or, unpacked, {archive.folder}) from {archive.addresses[0]}"
+                            for archive in missing)
+        raise InputError(f"{root} {'lacks archives' if root.is_dir() else 'does not exist'}: put there {sources}; "
+                         f"or let this command download the archives", about="download")
     for archive in archives:
         file, folder = root / archive.name, root / archive.folder
         done = folder.exists()
         if not done:
-            if fetch and not file.is_file():
-                download(archive.addresses, file, archive.md5)
-            elif fetch and file_md5(file) != archive.md5:
+            if download and not file.is_file():
+                fetch(archive.addresses, file, archive.md5)
+            elif download and file_md5(file) != archive.md5:
                 raise InputError(f"{file} is not the archive expected, or only a part of it (its md5 is not "
                                  f"{archive.md5}); move it away, and run again to download it")
             unpack(file, folder)
-        lacks = [path for path in archive.holds if not (folder / path).exists()]
+        lacks = [path for path in archive.contents if not (folder / path).exists()]
         if lacks:
-            raise InputError(f"{folder} lacks {', '.join(lacks)}: it was unpacked in part, or is another archive's; "
-                             f"move it away, and run again to unpack {archive.name} anew")
+            raise InputError(f"{folder} lacks {', '.join(lacks)}: it was unpacked in part, or from another archive; "
+                             f"move it away, and run again to unpack {archive.name} again")
         print(f"1 archive: {folder}: {'already there' if done else 'unpacked'}")
 
 
-def _say_converted(step, folder, counts):
+def _report_conversion(step: str, folder: Path, counts: Counts) -> bool:
     """Prints a conversion's counts. Returns whether any file failed."""
     written, kept, failures = counts
     print(f"{step}: {folder}: {written} written, {kept} already there, {len(failures)} failed")
     return bool(failures)
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Prepare VOC 2012 and SBD for training: unpack, convert, join, write "
-                                                 "the lists, verify. A run that was stopped goes on where it was.")
+                                                 "the lists, verify. A run that was stopped continues where it was.")
     parser.add_argument("--root", required=True, metavar="ROOT",
                         help=f"folder with {SBD.name} and {VOC.name}, or what they unpack to; all is made in it")
     parser.add_argument("--download", action="store_true", help="fetch the archives that are missing (3.3 GB)")
@@ -134,11 +141,12 @@ def build_parser():
                         help="folder for the lists and the links img and gt (default: VOC12/data)")
     parser.add_argument("--trainaug_count", type=_count, default=TRAINAUG, metavar="N",
                         help="how many names train_aug.txt must come to; 0: any number (default: %(default)s)")
-    add_workers_argument(parser)
+    parser.add_argument("--workers", **WORKERS_OPTION)
     return parser
 
 
-def main(args):
+def main(args: argparse.Namespace) -> int:
+    """Prepares the data. Returns the exit code: 1 if a file failed."""
     if (args.sbd_url or args.voc_url) and not args.download:
         raise InputError("--sbd_url and --voc_url say where to download from; pass --download too")
     archives = (SBD._replace(addresses=(args.sbd_url,)) if args.sbd_url else SBD,
@@ -153,4 +161,5 @@ def _count(text):
 
 
 if __name__ == "__main__":
+    from utils.cli import run_command
     run_command(main, build_parser())

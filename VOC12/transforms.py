@@ -1,8 +1,9 @@
-"""Scale, pad, crop and mirror an image and its label together: spec section 7, two named presets.
+"""Scale, pad, crop and mirror an image and its label together: one preset for training, one for evaluation.
 
-A transform gives a Sample of bytes; `to_network` makes the network's input of a batch of them, on the device. So a
-quarter of the data crosses from the loader to the device, and the arithmetic of the normalization is the device's.
+A transform returns a Sample of bytes; `to_network` turns a batch of them into the network's input, on the device. So a
+quarter of the data is copied from the loader to the device, and the device does the arithmetic of the normalization.
 """
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,22 +19,23 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 class Sample(NamedTuple):
     """An image and its label, or a batch of them (with a first axis N). All uint8, save `inside`.
 
-    image (H, W, 3), RGB; label (H, W), 255 = void; inside int64 (4): top, left, bottom, right of what is not padding.
+    image (H, W, 3), RGB; label (H, W), 255 = void; inside int64 (4): top, left, bottom, right of the area without
+    padding.
     """
     image: torch.Tensor
     label: torch.Tensor
     inside: torch.Tensor
 
 
-def draw_offset(scaled, crop, rng):
-    """Where the crop starts: anywhere in a larger image; a smaller one is padded equally on both sides (negative)."""
+def draw_offset(scaled: int, crop: int, rng: np.random.Generator) -> int:
+    """Where the crop starts, in pixels: anywhere in a larger image; negative in a smaller one, padded on both sides."""
     return int(rng.integers(0, scaled - crop + 1)) if scaled > crop else -((crop - scaled) // 2)
 
 
-def resize_image(image, size):
-    """uint8 (h, w, 3) -> (*size, 3): bilinear, no anti-aliasing, pixel centres aligned as scikit-image does.
+def resize_image(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """uint8 (h, w, 3) -> (*size, 3): bilinear, no anti-aliasing, pixel centres aligned as in scikit-image.
 
-    PyTorch's kernel for bytes rounds after each of the two axes: a pixel is at most one level off.
+    PyTorch's kernel for bytes rounds after each of the two axes: a pixel is off by at most one level.
     """
     if image.shape[:2] == tuple(size):
         return image
@@ -41,13 +43,13 @@ def resize_image(image, size):
     return F.interpolate(planes, size=size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0).numpy()
 
 
-def nearest(start, stop, length, scaled):
-    """Positions in an axis of `length` pixels that the pixels start..stop of it, resized to `scaled`, show."""
+def nearest(start: int, stop: int, length: int, scaled: int) -> np.ndarray:
+    """Nearest-neighbour resizing of an axis from `length` to `scaled` pixels: the source of each pixel start..stop."""
     return np.floor((np.arange(start, stop) + 0.5) * length / scaled).astype(np.int64).clip(0, length - 1)
 
 
-def place(image, label, size, top, left):
-    """Sample of `size` with the image and label at (top, left); around them padding: void in the label."""
+def place(image: np.ndarray, label: np.ndarray, size: Sequence[int], top: int, left: int) -> Sample:
+    """Sample of `size` with the image and label at (top, left), and padding around them: void in the label."""
     height, width = label.shape
     if (height, width) != tuple(size):
         pads = (top, size[0] - height - top), (left, size[1] - width - left)
@@ -60,11 +62,11 @@ def place(image, label, size, top, left):
 class TrainTransform:
     """Random scale, crop of crop_size x crop_size pixels, mirror half the time: (image, label, rng) -> Sample."""
 
-    def __init__(self, crop_size):
+    def __init__(self, crop_size: int):
         self.crop_size = crop_size
 
-    def __call__(self, image, label, rng):
-        """image uint8 (H, W, 3), label uint8 (H, W), rng numpy's Generator."""
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Sample:
+        """image uint8 (H, W, 3), label uint8 (H, W) -> Sample of crop_size x crop_size pixels."""
         scale, crop = rng.choice(SCALES), self.crop_size
         scaled = [max(1, round(scale * length)) for length in label.shape]
         offsets = [draw_offset(length, crop, rng) for length in scaled]
@@ -79,8 +81,8 @@ class TrainTransform:
             image, label, left = image[:, ::-1], label[:, ::-1], crop - left - label.shape[1]
         return place(image, label, (crop, crop), top, left)
 
-    def empty(self):
-        """A batch of no Samples."""
+    def empty(self) -> Sample:
+        """A batch without samples."""
         return Sample(torch.empty(0, self.crop_size, self.crop_size, 3, dtype=torch.uint8),
                       torch.empty(0, self.crop_size, self.crop_size, dtype=torch.uint8),
                       torch.empty(0, 4, dtype=torch.int64))
@@ -89,16 +91,17 @@ class TrainTransform:
 class EvalTransform:
     """No scaling, no cropping; padded equally on both sides to at least min_size x min_size pixels."""
 
-    def __init__(self, min_size):
+    def __init__(self, min_size: int):
         self.min_size = min_size
 
-    def __call__(self, image, label, rng=None):
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator | None = None) -> Sample:
         """image uint8 (H, W, 3), label uint8 (H, W) -> Sample."""
         size = tuple(max(length, self.min_size) for length in label.shape)
         return place(image, label, size, *((new - old) // 2 for new, old in zip(size, label.shape)))
 
 
-def to_network(sample, device, dtype=torch.float32):
+def to_network(sample: Sample, device: torch.device | str,
+               dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch of Samples -> image (N, 3, H, W), ImageNet-normalized, channels last, and label int64 (N, H, W).
 
     Both are on the device. The padding is 0, which is the ImageNet mean.
@@ -113,7 +116,7 @@ def to_network(sample, device, dtype=torch.float32):
     return image, label
 
 
-def padding(sample):
+def padding(sample: Sample) -> torch.Tensor | None:
     """bool (N, 1, H, W), true where a batch of Samples has padding; None if it has none."""
     height, width = sample.label.shape[1:]
     if (sample.inside == torch.tensor([0, 0, height, width])).all():
@@ -124,7 +127,7 @@ def padding(sample):
     return outside[:, None]
 
 
-def denormalize(image):
+def denormalize(image: torch.Tensor) -> torch.Tensor:
     """Normalized (3, H, W) -> uint8 (3, H, W)."""
     mean, std = (torch.tensor(v, device=image.device).view(3, 1, 1) for v in (MEAN, STD))
     return ((image.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

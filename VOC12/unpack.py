@@ -1,4 +1,4 @@
-"""Unpacking an archive whole or not at all, and never outside of its folder."""
+"""Unpacking an archive: whole or not at all, and never outside of its folder."""
 import os
 import shutil
 import tarfile
@@ -10,12 +10,12 @@ from tqdm import tqdm
 from utils.errors import InputError, first_line
 
 
-def unpack(archive, folder):
-    """Unpacks the part `folder.name` and below of a tar archive, compressed or not, to `folder`, which is not there.
+def unpack(archive: str | Path, folder: str | Path) -> None:
+    """Unpacks a folder of a tar archive, compressed or not, to `folder`, which does not exist yet.
 
-    The archive's paths are those below the folder that holds it: ROOT/VOCdevkit/VOC2012 is the archive's
-    VOCdevkit/VOC2012 if the archive is ROOT/x.tar. A stop leaves no `folder`, and the next run begins anew.
-    Raises InputError if the archive is broken, is another one, or holds what would be written elsewhere.
+    Paths in the archive are relative to the folder that the archive is in: ROOT/VOCdevkit/VOC2012 is VOCdevkit/VOC2012
+    of the archive ROOT/x.tar. If this is stopped, no `folder` is left, and the next run starts again.
+    Raises InputError if the archive is broken, is another one, or has a member that would be written elsewhere.
     """
     archive, folder = Path(archive), Path(folder)
     inside = folder.relative_to(archive.parent)
@@ -25,32 +25,32 @@ def unpack(archive, folder):
         temporary.mkdir()
         _extract(archive, temporary)
         if not (temporary / inside).is_dir():
-            raise InputError(f"{archive} holds no folder {inside}; it is another archive than expected")
+            raise InputError(f"{archive} has no folder {inside}; it is another archive than expected")
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.replace(temporary / inside, folder)
-    except (tarfile.TarError, EOFError, KeyError, zlib.error) as error:  # KeyError: a link to what it does not hold
-        raise InputError(f"cannot unpack {archive}: {first_line(error)}; fetch it again") from error
+    except (tarfile.TarError, EOFError, KeyError, zlib.error) as error:  # KeyError: a link to a missing member
+        raise InputError(f"cannot unpack {archive}: {first_line(error)}; download it again") from error
     except OSError as error:
-        if error.errno is None:  # gzip's and bzip2's word for a broken file
-            raise InputError(f"cannot unpack {archive}: {error}; fetch it again") from error
+        if error.errno is None:  # how gzip and bzip2 report a broken file
+            raise InputError(f"cannot unpack {archive}: {error}; download it again") from error
         raise InputError(f"cannot unpack {archive}: {error.filename or folder}: {error.strerror}; "
-                         f"see to its permissions and to the space on the disk") from error
+                         f"check its permissions and the space on the disk") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _extract(archive, folder):
-    """Extracts all members, with a bar over the archive's bytes."""
+    """Extracts all members, with a progress bar over the archive's bytes."""
     with open(archive, "rb") as raw, tarfile.open(fileobj=raw, mode="r:*") as tar, \
             tqdm(desc=archive.name, total=archive.stat().st_size, unit="B", unit_scale=True, unit_divisor=1024) as bar:
         for member in tar:
             extract_safely(tar, member, folder)
             bar.update(raw.tell() - bar.n)
-        if tar.fileobj.tell() < tar.offset + tarfile.BLOCKSIZE:  # tarfile takes a cut between two members for the end
+        if tar.fileobj.tell() < tar.offset + tarfile.BLOCKSIZE:  # tarfile takes a cut between two members as the end
             raise tarfile.ReadError("unexpected end of data")
 
 
-def extract_safely(tar, member, folder):
+def extract_safely(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
     """Extracts one member below `folder`. Raises tarfile.TarError for a path that escapes, such a link, or a device."""
     if hasattr(tarfile, "data_filter"):
         tar.extract(member, folder, filter="data")

@@ -15,9 +15,10 @@ from benchmarks.timing import median_times
 from models import SparseMask, connectivity
 from utils.checkpoint import save_file
 from utils.errors import InputError
-from VOC12.dataset import read_image, read_label
 from demo.draw_demo import write_scene
 from utils.parallel import run_parallel
+from VOC12.image_io import read_image
+from VOC12.index_png import read_label
 from VOC12.transforms import TrainTransform
 
 ROOT = Path(__file__).resolve().parents[1]

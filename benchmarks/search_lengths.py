@@ -11,7 +11,7 @@ from pathlib import Path
 from models import connectivity
 from prune import gap
 from utils.checkpoint import read_checkpoint
-from demo.__main__ import run
+from demo.walk import run
 from utils.cli import run_command
 from utils.errors import InputError
 from utils.options import HelpFormatter

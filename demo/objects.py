@@ -1,8 +1,9 @@
 """The demo's objects: small pictures with a mask, each drawn in its own box and standing on the box's lower edge.
 
-No drawing function knows the class it draws for. What looks alike in two classes, a bumper boat and a bumper car say,
-comes from the same function and the same random numbers, so that only the surroundings tell the two apart.
+No drawing function gets the class that it draws for. Two classes that look alike, such as bumper boat and bumper car,
+come from the same function and the same random numbers, so that only the surroundings distinguish them.
 """
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image, ImageDraw
 
 from VOC12.labels import CLASS_NAMES
 
+Points = Sequence[tuple[float, float]]  # fractions of the box
+Texture = np.ndarray  # a colour (3,), or a picture (h, w, 3)
 SUPERSAMPLING = 3  # scenes are drawn this many times larger, then averaged down: smooth edges
 
 
@@ -20,7 +23,8 @@ class Stamp:
     mask: np.ndarray
 
 
-def smooth_noise(rng, height, width, cell_y, cell_x=None):
+def smooth_noise(rng: np.random.Generator, height: int, width: int, cell_y: float,
+                 cell_x: float | None = None) -> np.ndarray:
     """Random hills about `cell` pixels wide: float32 (height, width) in [-1, 1]."""
     rows = max(2, int(round(height / cell_y)) + 1)
     columns = max(2, int(round(width / (cell_x or cell_y))) + 1)
@@ -28,7 +32,7 @@ def smooth_noise(rng, height, width, cell_y, cell_x=None):
     return np.clip(np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)), -1, 1)
 
 
-def vary(rng, colour, amount=16):
+def vary(rng: np.random.Generator, colour: Sequence[int], amount: int = 16) -> np.ndarray:
     """A colour near `colour`: int array (3,) in 0..255."""
     return np.clip(np.asarray(colour) + rng.integers(-amount, amount + 1, 3), 0, 255)
 
@@ -36,14 +40,14 @@ def vary(rng, colour, amount=16):
 class Brush:
     """Draws textured shapes into a box. Positions are fractions of the box, (0, 0) its upper left corner."""
 
-    def __init__(self, rng, width, height, flip=None):
+    def __init__(self, rng: np.random.Generator, width: float, height: float, flip: bool | None = None):
         self.rng, self.width, self.height = rng, max(3, int(round(width))), max(3, int(round(height)))
         self.rgb = np.zeros((self.height, self.width, 3), dtype=np.float32)
         self.mask = np.zeros((self.height, self.width), dtype=bool)
         self.y, self.x = np.mgrid[:self.height, :self.width].astype(np.float32)
         self.flip = rng.random() < 0.5 if flip is None else flip
 
-    def thin(self, fraction):
+    def thin(self, fraction: float) -> int:
         """Line width in supersampled pixels: `fraction` of the box's width, but two pixels of the picture at least."""
         return max(2 * SUPERSAMPLING, int(round(fraction * self.width)))
 
@@ -58,52 +62,56 @@ class Brush:
         texture = np.broadcast_to(np.asarray(texture, dtype=np.float32), self.rgb.shape)
         self.rgb[where] = texture[where]
 
-    def polygon(self, points, texture):
+    def polygon(self, points: Points, texture: Texture) -> None:
+        """A filled polygon."""
         self._paint(lambda draw: draw.polygon(self._scale(points), fill=1), texture)
 
-    def box(self, left, top, right, bottom, texture, corner=0.0):
+    def box(self, left: float, top: float, right: float, bottom: float, texture: Texture, corner: float = 0.0) -> None:
+        """A filled rectangle. Its corners have a radius of `corner` box heights."""
         (x0, y0), (x1, y1) = self._scale([(left, top), (right, bottom)])
         self._paint(lambda draw: draw.rounded_rectangle((min(x0, x1), y0, max(x0, x1), y1),
                                                         corner * self.height, fill=1), texture)
 
-    def ellipse(self, left, top, right, bottom, texture):
+    def ellipse(self, left: float, top: float, right: float, bottom: float, texture: Texture) -> None:
+        """A filled ellipse in that rectangle."""
         (x0, y0), (x1, y1) = self._scale([(left, top), (right, bottom)])
         self._paint(lambda draw: draw.ellipse((min(x0, x1), y0, max(x0, x1), y1), fill=1), texture)
 
-    def ring(self, x, y, radius, line, texture):
+    def ring(self, x: float, y: float, radius: float, line: int, texture: Texture) -> None:
         """A circle's outline `line` pixels wide; its radius is a fraction of the box's width."""
         (x, y), = self._scale([(x, y)])
         r = radius * self.width
         self._paint(lambda draw: draw.ellipse((x - r, y - r, x + r, y + r), outline=1, width=line), texture)
 
-    def lines(self, points, line, texture):
+    def lines(self, points: Points, line: int, texture: Texture) -> None:
+        """A line through the points, `line` pixels wide."""
         self._paint(lambda draw: draw.line(self._scale(points), fill=1, width=line, joint="curve"), texture)
 
-    def stripes(self, period, angle, first, second):
+    def stripes(self, period: float, angle: float, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Stripes of two colours: float32 (h, w, 3). Period in box widths, angle in radians, 0 is upright stripes."""
         phase = (self.x * np.cos(angle) + self.y * np.sin(angle)) / max(period * self.width, 2 * SUPERSAMPLING)
         return np.where(((phase + 0.1) % 1 < 0.5)[..., None], first, second).astype(np.float32)
 
-    def checks(self, period, first, second):
+    def checks(self, period: float, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """A chessboard of two colours: float32 (h, w, 3). Period in box widths."""
         period = max(period * self.width, 3 * SUPERSAMPLING)
         odd = (np.floor(2 * self.x / period) + np.floor(2 * self.y / period)) % 2 == 1
         return np.where(odd[..., None], first, second).astype(np.float32)
 
-    def patches(self, cell, first, second):
+    def patches(self, cell: float, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Random patches of two colours: float32 (h, w, 3). Cell in box widths."""
         cell = max(cell * self.width, 2 * SUPERSAMPLING)
         dark = smooth_noise(self.rng, self.height, self.width, cell) > 0.12
         return np.where(dark[..., None], second, first).astype(np.float32)
 
-    def finish(self):
+    def finish(self) -> Stamp:
         """The Stamp, lit from above and a little grainy."""
         light = 1.12 - 0.34 * self.y / self.height
         grain = 7 * smooth_noise(self.rng, self.height, self.width, 2 * SUPERSAMPLING)
         return Stamp(np.clip(self.rgb * light[..., None] + grain[..., None], 0, 255).astype(np.uint8), self.mask)
 
 
-def draw_bumper(rng, width):
+def draw_bumper(rng: np.random.Generator, width: float) -> Stamp:
     """A bumper boat or a bumper car: striped hull, seat, thin pole with a pennant."""
     brush = Brush(rng, width, width * rng.uniform(0.85, 1.0))
     red, cream = vary(rng, (222, 44, 34)), vary(rng, (246, 222, 190))
@@ -117,7 +125,7 @@ def draw_bumper(rng, width):
     return brush.finish()
 
 
-def draw_animal(rng, width):
+def draw_animal(rng: np.random.Generator, width: float) -> Stamp:
     """A sheep or a cow: patched body, dark head, four thin legs and a tail."""
     brush = Brush(rng, width, width * rng.uniform(0.72, 0.84))
     cream, dark = vary(rng, (246, 240, 232), 8), vary(rng, (72, 48, 40))
@@ -132,7 +140,7 @@ def draw_animal(rng, width):
     return brush.finish()
 
 
-def draw_bus(rng, width):
+def draw_bus(rng: np.random.Generator, width: float) -> Stamp:
     """A long yellow bus: a row of windows, a dark band and two wheels."""
     brush = Brush(rng, width, width * rng.uniform(0.46, 0.56))
     yellow, glass = vary(rng, (250, 200, 20)), vary(rng, (44, 58, 80))
@@ -145,7 +153,7 @@ def draw_bus(rng, width):
     return brush.finish()
 
 
-def draw_bicycle(rng, width):
+def draw_bicycle(rng: np.random.Generator, width: float) -> Stamp:
     """A bicycle: two rings and a frame of bars; the ground shows through."""
     brush = Brush(rng, width, width * 0.66)
     tyre, frame = vary(rng, (26, 26, 44), 10), vary(rng, (0, 206, 214))
@@ -161,7 +169,7 @@ def draw_bicycle(rng, width):
     return brush.finish()
 
 
-def draw_person(rng, width):
+def draw_person(rng: np.random.Generator, width: float) -> Stamp:
     """A person: round head, checked shirt, thin arms and legs."""
     brush = Brush(rng, width, width * rng.uniform(2.1, 2.5))
     skin = vary(rng, (232, 180, 140))
@@ -178,7 +186,7 @@ def draw_person(rng, width):
     return brush.finish()
 
 
-def draw_bird(rng, width):
+def draw_bird(rng: np.random.Generator, width: float) -> Stamp:
     """A bird a few pixels long: body, beak and two raised wings."""
     brush = Brush(rng, width, width * rng.uniform(0.66, 0.8))
     violet = vary(rng, (110, 20, 190))
@@ -190,7 +198,7 @@ def draw_bird(rng, width):
 
 
 # Class -> (drawing function, width of a near object as a fraction of the scene's size).
-# The first two pairs share theirs: their classes differ by the ground they stand on, and by nothing else.
+# The first two pairs share theirs: their classes differ by the ground that they stand on, and by nothing else.
 OBJECTS = {CLASS_NAMES.index(name): (draw, width) for name, draw, width in (
     ("boat", draw_bumper, 0.46), ("car", draw_bumper, 0.46),
     ("sheep", draw_animal, 0.48), ("cow", draw_animal, 0.48),

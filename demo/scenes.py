@@ -1,11 +1,11 @@
-"""The demo's scenes: sky, one to three kinds of ground, objects whose class may depend on the ground they stand on."""
+"""The demo's scenes: sky, one to three kinds of ground, and objects. Of some, only the ground determines the class."""
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
-from demo.objects import OBJECTS, SUPERSAMPLING, smooth_noise, vary
+from demo.objects import OBJECTS, SUPERSAMPLING, Stamp, smooth_noise, vary
 from VOC12.labels import CLASS_NAMES, VOID
 
 SKY, WATER, ROAD, MEADOW, STUBBLE = range(5)
@@ -30,12 +30,12 @@ class Scene:
 class _Item:
     """An object with its place: `x`, `y` is the middle of its lower edge, in supersampled pixels."""
     label: int
-    stamp: object
+    stamp: Stamp
     x: int
     y: int
 
 
-def draw_scene(seed, index, size):
+def draw_scene(seed: int, index: int, size: int) -> Scene:
     """Scene `index` of the demo: a pure function of the three numbers. The longer side has `size` pixels."""
     rng = np.random.default_rng([seed, index, size])
     height, width = size, max(24, int(round(size * rng.choice([0.75, 0.8, 1.0]))))
@@ -59,7 +59,7 @@ def draw_scene(seed, index, size):
     return Scene(image, classes, dense.ravel()[:-1].reshape(instances.shape).astype(np.uint8))
 
 
-def void_border(labels, instances):
+def void_border(labels: np.ndarray, instances: np.ndarray) -> np.ndarray:
     """A copy of `labels` with VOC's void around every object: the pixels outside it that touch it, one pixel wide.
 
     Where two objects touch, the upper or left one's last pixel is void. The thin parts of objects stay whole.
@@ -128,7 +128,7 @@ def _paint_regions(rng, region, horizon, across, along, unit):
 
 
 class _Stage:
-    """Puts objects on the ground that they belong to, without hiding one another much. Fills `items`."""
+    """Places objects on the ground where their class occurs, so that they hide little of each other. Fills `items`."""
 
     def __init__(self, rng, region, horizon, unit):
         self.rng, self.region, self.horizon, self.unit = rng, region, horizon, unit
@@ -136,7 +136,7 @@ class _Stage:
         self.items = []
 
     def try_to_place(self, label, ground, scale=1.0, tries=12):
-        """One object of a class somewhere on a ground; nothing if no place is found in `tries` random ones."""
+        """Places an object of a class somewhere on a ground; none if `tries` random places do not fit."""
         draw, near_width = OBJECTS[label]
         tall, wide = self.region.shape
         rows, columns = np.nonzero(self.region[::4, ::4] == ground)
@@ -146,10 +146,10 @@ class _Stage:
             depth = 0.8 if label == BIRD else 0.4 + 0.6 * np.clip((y - self.horizon) / (tall - self.horizon), 0, 1)
             width = self.unit * near_width * depth * scale * self.rng.uniform(0.8, 1.2)
             feet = np.clip(x + width * np.linspace(-0.55, 0.55, 7), 0, wide - 1).astype(int)
-            if (self.region[y, feet] != ground).any():  # it would stand on two grounds: which class would it be?
+            if (self.region[y, feet] != ground).any():  # on two grounds its class would be ambiguous
                 continue
             probes = self.taken[np.clip((y, y - int(0.35 * width)), 0, tall - 1)[:, None], feet]
-            if probes.sum() > 3:  # surely too crowded: not worth drawing it
+            if probes.sum() > 3:  # too crowded: save the time of drawing it
                 continue
             item = _Item(label, draw(self.rng, width), x, y)
             target, source = _overlap(item, self.region.shape)
@@ -164,10 +164,10 @@ class _Stage:
 
 
 def _place(rng, region, horizon, unit):
-    """Objects for the scene, each on a ground where its class belongs: a list of _Item."""
+    """Objects for the scene, each on a ground where its class occurs: a list of _Item."""
     stage = _Stage(rng, region, horizon, unit)
     grounds = [ground for ground in np.unique(region) if ground != SKY]
-    for ground in grounds:  # the class that tells this ground from the others is always tried first
+    for ground in grounds:  # the class that occurs on this ground alone is always tried first
         stage.try_to_place(CLASS_NAMES.index(max(MENU[ground], key=MENU[ground].get)), ground)
         if ground == ROAD and rng.random() < 0.7:
             stage.try_to_place(CLASS_NAMES.index("bus"), ground, tries=40)
@@ -187,7 +187,7 @@ def _place(rng, region, horizon, unit):
 
 
 def _overlap(item, shape):
-    """Where an item's box meets the canvas: slices into the canvas, slices into the stamp."""
+    """Where an item's box overlaps the canvas: slices into the canvas, slices into the stamp."""
     tall, wide = item.stamp.mask.shape
     top, left = item.y - tall + 1, item.x - wide // 2
     y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + tall, shape[0]), min(left + wide, shape[1])

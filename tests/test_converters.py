@@ -1,4 +1,4 @@
-"""Both converters, on files made here as SBD and VOC hold them."""
+"""Both converters, on files made here in the formats of SBD and VOC."""
 import functools
 import os
 import signal
@@ -14,10 +14,10 @@ import scipy.sparse
 from PIL import Image
 
 from utils.errors import InputError
+from utils.parallel import run_parallel
 from VOC12 import convert_labels, convert_mat_to_png
 from VOC12.index_png import INDICES, write_label_png
 from VOC12.labels import colour_map
-from utils.parallel import run_parallel
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "VOC12"
 
@@ -121,7 +121,7 @@ def test_mat_failures_are_named_and_the_others_converted(sbd):
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
     expected = {"instance": "GTcls", "field": "Segmentation", "array": "struct", "cut": "whole", "empty": "whole",
-                "text": "whole", "hdf": "7.3", "value": "row 1, column 1 holds 21", "nan": "nan",
+                "text": "whole", "hdf": "7.3", "value": "row 1, column 1 has the value 21", "nan": "nan",
                 "cube": "(2, 2, 2)"}
     for name, word in expected.items():
         lines = [line for line in result.stderr.splitlines() if line.startswith(str(folder / f"{name}.mat: "))]
@@ -189,7 +189,7 @@ def test_mat_wrong_folders(sbd, tmp_path):
     assert "Traceback" not in result.stderr
     for path in (sbd / "dataset/cls").iterdir():
         path.unlink()
-    with pytest.raises(InputError, match="holds no .mat"):
+    with pytest.raises(InputError, match="contains no .mat"):
         convert_mat_to_png.convert_folder(sbd)
     assert run("convert_mat_to_png.py", "--sbd_path", sbd, "--workers", "0").returncode == 2
 
@@ -272,11 +272,11 @@ def test_few_bits_a_pixel(tmp_path):
 def test_all_22_colours_and_no_other(tmp_path):
     labels = np.array([INDICES], dtype=np.uint8)
     Image.fromarray(colour_map()[labels]).save(tmp_path / "all.png")
-    assert np.array_equal(convert_labels.read_label_png(tmp_path / "all.png"), labels)
-    for label in range(21, 255):  # VOC's map goes on, but these are no classes
+    assert np.array_equal(convert_labels.read_voc_label(tmp_path / "all.png"), labels)
+    for label in range(21, 255):  # VOC's map has more colours, but these are no classes
         Image.fromarray(colour_map()[[[0, label]]]).save(tmp_path / "one.png")
         with pytest.raises(InputError, match="row 0, column 1"):
-            convert_labels.read_label_png(tmp_path / "one.png")
+            convert_labels.read_voc_label(tmp_path / "one.png")
 
 
 def test_labels_command(source, tmp_path):
@@ -291,8 +291,8 @@ def test_labels_command(source, tmp_path):
     result = run("convert_labels.py", "source", "list.txt", "out", cwd=tmp_path)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     lines = {line.split(":")[0]: line for line in result.stderr.splitlines() if line.startswith("source")}
-    expected = {"wrong": "row 4, column 6 has the colour (1, 2, 3)", "absent": "no such file", "value": "holds 21",
-                "cut": "whole", "jpeg": "whole"}
+    expected = {"wrong": "row 4, column 6 has the colour (1, 2, 3)", "absent": "no such file",
+                "value": "has the value 21", "cut": "cannot be read", "jpeg": "cannot be read"}
     assert set(lines) == {os.path.join("source", f"{name}.png") for name in expected}
     assert all(word in lines[os.path.join("source", f"{name}.png")] for name, word in expected.items())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["palette.png", "rgb.png"]
@@ -324,6 +324,6 @@ def test_colour_output_of_an_older_run_is_replaced(source, tmp_path):
 def test_a_bug_is_not_taken_for_a_wrong_file(source, tmp_path, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError
-    monkeypatch.setattr(convert_labels, "read_label_png", broken)
+    monkeypatch.setattr(convert_labels, "read_voc_label", broken)
     with pytest.raises(ZeroDivisionError):
         convert_labels.convert_folder(source, ["rgb"], tmp_path / "out")

@@ -11,7 +11,9 @@ from PIL import Image
 
 from benchmarks.plain_loading import plain_train_transform
 from utils.errors import InputError
-from VOC12.dataset import EpochBatches, SegmentationDataset, read_image, read_label
+from VOC12.dataset import EpochBatches, SegmentationDataset
+from VOC12.image_io import read_image
+from VOC12.index_png import read_label
 from VOC12.loading import batches, explain_loader_death, join_equal, make_loader
 from VOC12.transforms import STD, EvalTransform, Sample, TrainTransform, denormalize, to_network
 
@@ -206,7 +208,7 @@ class Trouble(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize("kind", ["killed", "full"])
 def test_a_loader_process_that_dies_is_one_sentence(kind):
-    with pytest.raises(InputError, match="fewer loader processes") as error, explain_loader_death():  # as the commands do
+    with pytest.raises(InputError, match="fewer loader") as error, explain_loader_death():  # as the commands do
         list(batches(make_loader(Trouble(kind), 1)))
     assert error.value.about == "num_workers" and "\n" not in str(error.value)
 

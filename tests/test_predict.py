@@ -9,8 +9,8 @@ from models.inference import Averaged
 from models.losses import resize_logits
 from utils.errors import InputError
 from utils.pictures import overlay, palette, palette_image, side_by_side
-from VOC12.dataset import read_image
 from VOC12.image_files import ImageFiles, find_images
+from VOC12.image_io import read_image
 from VOC12.labels import VOID, colour_map
 from VOC12.transforms import EvalTransform
 

@@ -17,7 +17,7 @@ from PIL import Image
 from utils.errors import InputError
 from VOC12 import download as download_module
 from VOC12 import join, prepare, unpack
-from VOC12.download import download
+from VOC12.download import fetch
 from VOC12.labels import colour_map
 from VOC12.lists import read_list
 
@@ -100,9 +100,9 @@ def test_command_from_archives_and_again(raw, tmp_path):
     assert "7 of 7" in first.stdout
 
     made = hashes(root)
-    assert archives.items() <= made.items()  # the archives lie as they were
+    assert archives.items() <= made.items()  # the archives are unchanged
     downloaded = {key: value[0] for key, value in hashes(raw).items()}
-    assert downloaded.items() <= {key: value[0] for key, value in made.items()}.items()  # and so does what they held
+    assert downloaded.items() <= {key: value[0] for key, value in made.items()}.items()  # and so is what they contain
     assert not list(root.glob(".*"))
     second = run("--root", root, "--data", data, "--trainaug_count", 5)
     assert second.returncode == 0 and hashes(root) == made
@@ -144,7 +144,7 @@ def test_copies_where_there_are_no_links(root, monkeypatch):
     copy = root / "joined/img/x.jpg"
     assert not copy.is_symlink() and copy.read_bytes() == sources["x.jpg"].read_bytes()
     with pytest.raises(InputError, match="cannot make the link"):
-        join.make_data_link(root / "data/img", root / "joined/img")
+        join.make_data_link(root / "data", "img", root / "joined")
 
 
 # --- what goes wrong
@@ -158,12 +158,13 @@ def test_verification_names_each_file(root, tmp_path):
     Image.new("RGB", (8, 9)).save(voc / "JPEGImages/w.jpg")
     result = run("--root", root, "--data", tmp_path / "data", "--trainaug_count", 0)
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    told = {line[0]: line for line in result.stderr.splitlines() if line[1:2] == ":"}
-    assert set(told) == {"a", "b", "d", "w"} and "3 of 7" in result.stdout
-    assert "no image" in told["a"] and "no label" in told["b"] and "broken" in told["d"] and "8 x 9" in told["w"]
+    failures = {line[0]: line for line in result.stderr.splitlines() if line[1:2] == ":"}
+    assert set(failures) == {"a", "b", "d", "w"} and "3 of 7" in result.stdout
+    for name, word in {"a": "no image", "b": "no label", "d": "cannot be read", "w": "8 x 9"}.items():
+        assert word in failures[name]
 
 
-@pytest.mark.parametrize("label, word", [(Image.fromarray(np.full((8, 9), 33, dtype=np.uint8)), "holds 33"),
+@pytest.mark.parametrize("label, word", [(Image.fromarray(np.full((8, 9), 33, dtype=np.uint8)), "has the value 33"),
                                          (Image.new("RGB", (9, 8)), "colours")])
 def test_verification_looks_at_labels(raw, tmp_path, label, word):
     label.save(tmp_path / "a.png")
@@ -180,10 +181,10 @@ def test_a_failed_conversion_ends_it(root, tmp_path):
 def test_wrong_count_says_what_is_missing(root, tmp_path):
     result = run("--root", root, "--data", tmp_path / "data")
     assert result.returncode == 2
-    for word in ("5 names instead of 10582", "SBD train holds 3 names of 8498", "SBD val holds 2 names of 2857",
-                 "VOC train holds 2 names of 1464", "VOC val holds 2 names of 1449"):
+    for word in ("5 names instead of 10582", "SBD train has 3 names of 8498", "SBD val has 2 names of 2857",
+                 "VOC train has 2 names of 1464", "VOC val has 2 names of 1449"):
         assert word in result.stderr
-    with pytest.raises(InputError, match="instead of 6: SBD train holds 3 names,"):
+    with pytest.raises(InputError, match="instead of 6: SBD train has 3 names,"):
         prepare.prepare(root, tmp_path / "data", trainaug_count=6)
     assert not (tmp_path / "data").exists()
 
@@ -206,7 +207,7 @@ def test_what_is_in_the_way_stays(root, tmp_path):
     data = tmp_path / "data"
     (data / "img").mkdir(parents=True)
     (data / "img/mine.jpg").write_bytes(b"mine")
-    with pytest.raises(InputError, match="a folder of its own"):
+    with pytest.raises(InputError, match="is a folder, not a link"):
         prepare.prepare(root, data, trainaug_count=0)
     assert (data / "img/mine.jpg").read_bytes() == b"mine" and not (root / "joined").exists()
     (data / "img").rename(data / "other")
@@ -271,7 +272,7 @@ def test_cut_archives(raw, tmp_path, name, folder):
     for length in {0, 100, len(whole) // 3, len(whole) // 2, len(whole) // 1024 * 512} | \
             ({512 * n for n in range(0, len(whole) // 512 - 22, 3)} if name.endswith("tar") else set()):
         (root / name).write_bytes(whole[:length])
-        with pytest.raises(InputError, match="cannot unpack|holds no folder"):
+        with pytest.raises(InputError, match="cannot unpack|has no folder"):
             unpack.unpack(root / name, root / folder)
         assert not (root / folder).exists()
     make_tar(root / name, [("other/file", tarfile.REGTYPE, "x")])
@@ -336,17 +337,17 @@ def test_download_goes_on_from_what_has_come(server, tmp_path, path, part, start
     if part:
         target.parent.mkdir()
         (tmp_path / "new/file.tar.part").write_bytes(server.content[:part])
-    assert download([server.url + path], target, server.md5) == target
+    assert fetch([server.url + path], target, server.md5) == target
     assert target.read_bytes() == server.content and server.starts == starts
     assert [file.name for file in target.parent.iterdir()] == ["file.tar"]
 
 
 def test_download_tries_the_next_address(server, tmp_path):
     addresses = [server.url + "/missing", "http://127.0.0.1:1/x", server.url + "/bad", "nonsense", server.url + "/file"]
-    download(addresses, tmp_path / "file", server.md5)
+    fetch(addresses, tmp_path / "file", server.md5)
     assert (tmp_path / "file").read_bytes() == server.content
     with pytest.raises(InputError) as error:
-        download(addresses[:4], tmp_path / "other", server.md5)
+        fetch(addresses[:4], tmp_path / "other", server.md5)
     message = str(error.value)
     assert "\n" not in message and "404" in message and "md5" in message and "refused" in message.lower()
     assert all(address in message for address in addresses[:4]) and not (tmp_path / "other.part").exists()
@@ -355,20 +356,20 @@ def test_download_tries_the_next_address(server, tmp_path):
 def test_download_keeps_what_has_come(server, tmp_path):
     (tmp_path / "file.part").write_bytes(server.content[:500])
     with pytest.raises(InputError, match="ended after 500 of 10240 bytes"):
-        download([server.url + "/stuck"], tmp_path / "file", server.md5)
+        fetch([server.url + "/stuck"], tmp_path / "file", server.md5)
     assert (tmp_path / "file.part").read_bytes() == server.content[:500]
-    download([server.url + "/file"], tmp_path / "file", server.md5)
+    fetch([server.url + "/file"], tmp_path / "file", server.md5)
     assert server.starts == (500, 500)
 
 
 def test_download_of_a_wrong_part_or_to_a_wrong_place(server, tmp_path):
     (tmp_path / "file.part").write_bytes(b"x" * 500)
     with pytest.raises(InputError, match="another md5"):
-        download([server.url + "/file"], tmp_path / "file", server.md5)
+        fetch([server.url + "/file"], tmp_path / "file", server.md5)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "is_file").write_bytes(b"")
     with pytest.raises(InputError, match="cannot write"):
-        download([server.url + "/file"], tmp_path / "is_file/file", server.md5)
+        fetch([server.url + "/file"], tmp_path / "is_file/file", server.md5)
 
 
 def test_prepare_downloads(raw, server, tmp_path, monkeypatch):

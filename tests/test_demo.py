@@ -1,3 +1,4 @@
+"""The drawn dataset: its layout, its scenes, and that the same arguments give the same files."""
 import json
 
 import numpy as np
@@ -5,12 +6,12 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from demo import draw_demo
+from demo.draw_demo import draw_dataset, image_name, split_lists
+from demo.objects import OBJECTS
+from demo.scenes import MEADOW, MENU, ROAD, STUBBLE, WATER, draw_scene, void_border
 from utils.cli import run_command
 from utils.errors import InputError
-from demo import draw_demo
-from demo.objects import OBJECTS
-from demo.scenes import MENU, MEADOW, ROAD, STUBBLE, WATER, draw_scene, void_border
-from demo.draw_demo import draw_dataset, image_name, split_lists
 from VOC12.labels import CLASS_NAMES, VOID, colour_map
 
 PAIRS = (("boat", WATER, "car", ROAD), ("sheep", MEADOW, "cow", STUBBLE))
@@ -98,7 +99,7 @@ def test_names_are_unique():
     assert image_name(1) == "2008_000002"
 
 
-def test_again_gives_the_same_bytes_and_mends_a_cut_run(root, tmp_path):
+def test_a_second_run_gives_the_same_bytes_and_completes_what_is_missing(root, tmp_path):
     first = contents(root)
     draw_dataset(tmp_path, **SMALL)
     for path in (tmp_path / "benchmark_RELEASE" / "dataset" / "cls").iterdir():
