@@ -13,7 +13,7 @@ from models.losses import resize_logits
 from utils.checkpoint import read_checkpoint
 from utils.cli import run_command
 from utils.errors import InputError
-from utils.options import (HelpFormatter, add_averaging_options, class_names_for, count_cores, padding_of, averaging_of)
+from utils.options import HelpFormatter, add_averaging_options, averaging_of, class_names_for, count_cores, padding_of
 from utils.pictures import overlay, palette
 from utils.runtime import Precision, add_device_options, explain_out_of_memory, select_device
 from VOC12.image_files import OVERLAY, ImageFiles, find_images
@@ -76,7 +76,7 @@ def main(args):
     with (explain_loader_death(),
           explain_out_of_memory("give smaller images, --type bfloat16, or --gpu -1 for the CPU"),
           tqdm(total=len(pairs), unit="image", desc="predict", dynamic_ncols=True) as bar):
-        for (file, name), sample in zip(pairs, batches_and_errors(loader)):
+        for (_, name), sample in zip(pairs, batches_and_errors(loader), strict=True):
             if isinstance(sample, LoadError):
                 failed += 1
                 tqdm.write(str(sample.error), file=sys.stderr)

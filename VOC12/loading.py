@@ -53,7 +53,7 @@ def collate(samples: Sequence[Sample | LoadError], empty: Sample | None = None) 
     for sample in samples:
         if isinstance(sample, LoadError):
             return sample
-    return Sample(*map(torch.stack, zip(*samples)))
+    return Sample(*map(torch.stack, zip(*samples, strict=True)))
 
 
 @functools.lru_cache(maxsize=1)
@@ -138,6 +138,6 @@ def join_equal(samples: Iterable[Sample], batch_size: int) -> Iterator[Sample]:
         same = waiting.setdefault(sample.label.shape[1:], [])
         same.append(sample)
         if sum(len(part.label) for part in same) >= batch_size:
-            yield Sample(*map(torch.cat, zip(*waiting.pop(sample.label.shape[1:]))))
+            yield Sample(*map(torch.cat, zip(*waiting.pop(sample.label.shape[1:]), strict=True)))
     for same in waiting.values():
-        yield Sample(*map(torch.cat, zip(*same)))
+        yield Sample(*map(torch.cat, zip(*same, strict=True)))

@@ -18,8 +18,7 @@ from utils.parallel import WORKERS_OPTION, report_failures
 from VOC12 import convert_labels, convert_mat_to_png
 from VOC12.conversion import Counts
 from VOC12.download import fetch, file_md5
-from VOC12.join import (
-    TRAINAUG, check_data_link, link_files, make_data_link, read_lists, trainaug, verify, write_list)
+from VOC12.join import TRAINAUG, check_data_link, link_files, make_data_link, read_lists, trainaug, verify, write_list
 from VOC12.unpack import unpack
 
 Failures = list[tuple[str, str]]  # (name or path of a file, sentence)

@@ -71,10 +71,10 @@ class TrainTransform:
         scaled = [max(1, round(scale * length)) for length in label.shape]
         offsets = [draw_offset(length, crop, rng) for length in scaled]
         mirrored = rng.random() < 0.5
-        shown = [(max(offset, 0), min(offset + crop, length)) for offset, length in zip(offsets, scaled)]
+        shown = [(max(offset, 0), min(offset + crop, length)) for offset, length in zip(offsets, scaled, strict=True)]
         rows, columns = (slice(*limits) for limits in shown)
         image = resize_image(image, scaled)[rows, columns]
-        y, x = (nearest(*limits, old, new) for limits, old, new in zip(shown, label.shape, scaled))
+        y, x = (nearest(*limits, old, new) for limits, old, new in zip(shown, label.shape, scaled, strict=True))
         label = label[y].take(x, axis=1)
         top, left = (max(-offset, 0) for offset in offsets)
         if mirrored:
@@ -97,7 +97,7 @@ class EvalTransform:
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator | None = None) -> Sample:
         """image uint8 (H, W, 3), label uint8 (H, W) -> Sample."""
         size = tuple(max(length, self.min_size) for length in label.shape)
-        return place(image, label, size, *((new - old) // 2 for new, old in zip(size, label.shape)))
+        return place(image, label, size, *((new - old) // 2 for new, old in zip(size, label.shape, strict=True)))
 
 
 def to_network(sample: Sample, device: torch.device | str,

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from benchmarks.plain_loading import plain_train_transform
 from benchmarks.timing import median_times
+from demo.draw_demo import write_scene
 from models import SparseMask, connectivity
 from utils.checkpoint import save_file
 from utils.errors import InputError
-from demo.draw_demo import write_scene
 from utils.parallel import run_parallel
 from VOC12.image_io import read_image
 from VOC12.index_png import read_label

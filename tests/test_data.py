@@ -113,7 +113,7 @@ def test_loading_is_the_same_whatever_the_number_of_workers(folder, workers):
         return out
     alone, together = load(0), load(workers)
     assert len(alone) == len(together) == 6
-    for a, b in zip(alone, together):
+    for a, b in zip(alone, together, strict=True):
         assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
     assert not torch.equal(alone[0][0], alone[3][0])  # the epochs differ
 

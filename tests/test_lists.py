@@ -1,8 +1,8 @@
 """Reading lists of names."""
 import pytest
 
-from VOC12.lists import read_list
 from utils.errors import InputError
+from VOC12.lists import read_list
 
 
 @pytest.mark.parametrize("raw", [

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from skimage.color import rgb2lab
 
-from models.inference import Averaged
+from models.inference import TestTimeAugmentation
 from models.losses import resize_logits
 from utils.errors import InputError
 from utils.pictures import overlay, palette, palette_image, side_by_side
@@ -87,7 +87,7 @@ def test_images_of_any_mode(tmp_path):
     exif[0x0112] = 6  # turned by 90 degrees
     Image.new("RGB", (50, 40)).save(tmp_path / "turned.jpg", exif=exif)
     files = [file for file, _ in find_images([tmp_path])]
-    samples = {file.stem: sample for file, sample in zip(files, ImageFiles(files, EvalTransform(32)))}
+    samples = {file.stem: sample for file, sample in zip(files, ImageFiles(files, EvalTransform(32)), strict=True)}
     assert len(samples) == 9
     for name, sample in samples.items():
         size = (50, 40) if name == "turned" else (40, 50)
@@ -109,13 +109,13 @@ def toy(image):
     return torch.cat([x[:, :1], 2 * x[:, 1:2].roll(1, 3), x[:, 2:] ** 2], dim=1)
 
 
-def test_averaging_over_one_scale_is_the_softmax():
+def test_augmentation_with_one_scale_is_the_softmax():
     image = torch.randn(2, 3, 33, 41)
     expected = resize_logits(toy(image), image[:, 0]).softmax(1)
-    assert torch.allclose(Averaged(toy, [1.0], False)(image), expected, atol=1e-6)
+    assert torch.allclose(TestTimeAugmentation(toy, [1.0], False)(image), expected, atol=1e-6)
 
 
-def test_averaging_is_the_mean_over_scales_and_mirror_images():
+def test_the_augmented_output_is_the_mean_over_scales_and_mirror_images():
     image = torch.randn(2, 3, 97, 81)
     total = 0
     for scale in (0.5, 1.0, 1.5):
@@ -124,9 +124,9 @@ def test_averaging_is_the_mean_over_scales_and_mirror_images():
         for turned in (False, True):
             p = resize_logits(toy(x.flip(3) if turned else x), image[:, 0]).softmax(1)
             total = total + (p.flip(3) if turned else p) / 6
-    averaged = Averaged(toy, (0.5, 1.0, 1.5), True)(image)
+    averaged = TestTimeAugmentation(toy, (0.5, 1.0, 1.5), True)(image)
     assert torch.allclose(averaged, total, atol=1e-6)
-    assert torch.allclose(Averaged(toy, (0.5, 1.0, 1.5), True)(image.flip(3)), averaged.flip(3), atol=1e-6)
+    assert torch.allclose(TestTimeAugmentation(toy, (0.5, 1.0, 1.5), True)(image.flip(3)), averaged.flip(3), atol=1e-6)
 
 
 def test_small_scales_keep_what_the_encoder_needs():
@@ -135,5 +135,5 @@ def test_small_scales_keep_what_the_encoder_needs():
     def forward(image):
         sizes.append(tuple(image.shape[2:]))
         return image
-    Averaged(forward, (0.1,), False)(torch.randn(1, 3, 100, 400))
+    TestTimeAugmentation(forward, (0.1,), False)(torch.randn(1, 3, 100, 400))
     assert sizes == [(32, 41)]
