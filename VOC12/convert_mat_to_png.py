@@ -50,13 +50,13 @@ def read_segmentation(path: str | Path) -> np.ndarray:
     try:
         content = scipy.io.loadmat(str(path), variable_names=["GTcls"])
     except Exception as error:  # scipy lets a dozen kinds through for a file that is cut or garbled
-        raise InputError(f"this is no whole MATLAB 5 file ({type(error).__name__}: {error}); "
+        raise InputError(f"this is not a complete MATLAB 5 file ({type(error).__name__}: {error}); "
                          f"unpack it from SBD's benchmark.tgz again") from error
     if "GTcls" not in content:
         raise InputError("the file has no GTcls; SBD's class labels are those in dataset/cls")
     struct = _unwrap(content["GTcls"])
     if getattr(struct, "dtype", np.dtype(int)).names is None or "Segmentation" not in struct.dtype.names:
-        raise InputError("its GTcls is no struct with a Segmentation; SBD's class labels are those in dataset/cls")
+        raise InputError("GTcls is not a struct with a Segmentation; SBD's class labels are those in dataset/cls")
     return check_labels(np.asarray(_unwrap(struct["Segmentation"])))
 
 

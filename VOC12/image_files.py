@@ -32,8 +32,8 @@ def find_images(arguments: Sequence[str | Path]) -> list[tuple[Path, str]]:
         else:
             files, base = sorted(p for p in map(Path, glob.glob(str(argument), recursive=True)) if p.is_file()), None
         if not files:
-            raise InputError(f"{argument} names no image: it is no file, no folder with images, and no pattern that "
-                             f"matches a file; check the path")
+            raise InputError(f"{argument} names no image: it is not a file, a folder with images, or a pattern "
+                             f"that matches a file; check the path")
         for file in files:
             folder = file.parent if base is None else base
             found.setdefault(file.resolve(), (file, file.relative_to(folder)))

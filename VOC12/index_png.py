@@ -20,7 +20,7 @@ def read_label(path: str | Path, num_classes: int) -> np.ndarray:
     """
     image = open_image(path, f"the label {path}", LABEL_FORMATS, "replace the file or remove its name from the list")
     if image.mode not in ("P", "L", "1"):
-        raise InputError(f"the label {path} is a {image.mode} image; expected class indices (a palette or 8-bit grey "
+        raise InputError(f"the label {path} has the mode {image.mode}; expected class indices (a palette or 8-bit grey "
                          f"PNG): VOC12/convert_labels.py converts labels in VOC's colours")
     label = unstretched(np.array(image, dtype=np.uint8), image.mode, path)
     wrong = (label >= num_classes) & (label != VOID)
@@ -35,12 +35,13 @@ def read_label(path: str | Path, num_classes: int) -> np.ndarray:
 def check_labels(labels: np.ndarray) -> np.ndarray:
     """Returns integer or floating `labels` (H, W) as uint8. Raises InputError unless all are 0..20 or 255."""
     if labels.ndim != 2 or labels.size == 0 or labels.dtype.kind not in "biuf":
-        raise InputError(f"the labels are {labels.dtype} of shape {labels.shape}; expected numbers (height, width)")
+        raise InputError(f"the labels are {labels.dtype} of shape {labels.shape}; "
+                         f"expected numbers (height, width); replace the file")
     wrong = ~np.isin(labels, INDICES)
     if wrong.any():
         row, column = _first(wrong)
         raise InputError(f"the pixel at row {row}, column {column} has the value {labels[row, column]}; "
-                         f"labels are 0..{len(CLASS_NAMES) - 1}, and {VOID} for void")
+                         f"expected 0 to {len(CLASS_NAMES) - 1}, or {VOID} for void; replace the file")
     return labels.astype(np.uint8)
 
 

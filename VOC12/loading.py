@@ -7,15 +7,16 @@ import multiprocessing
 import os
 import re
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from utils.errors import InputError, StepInterrupted
 from utils.parallel import count_cores
-from VOC12.transforms import Sample
+from VOC12.dataset import SegmentationDataset
+from VOC12.transforms import EvalTransform, Sample
 
 # What PyTorch reports when a loader process died, and what else means the same while a batch is being fetched.
 WORKER_DEATH = re.compile("^DataLoader worker")
@@ -87,6 +88,16 @@ def make_loader(dataset: Dataset, num_workers: int, batch_sampler: Sampler | Non
                       collate_fn=functools.partial(collate, empty=empty),
                       worker_init_fn=functools.partial(ignore_signals, exit_flag()),
                       persistent_workers=num_workers > 0, generator=torch.Generator().manual_seed(0))
+
+
+def make_eval_loader(im_path: str, gt_path: str, list_path: str, num_classes: int, min_size: int, num_workers: int,
+                     pin_memory: bool = False, share: Callable[[Sequence], Sequence] = list) -> DataLoader:
+    """A DataLoader over the list, one image at a time in order, each padded to at least min_size pixels a side.
+
+    share: sequence of indices -> the part that this process takes, where several share the list.
+    """
+    dataset = SegmentationDataset(im_path, gt_path, list_path, num_classes, EvalTransform(min_size))
+    return make_loader(Subset(dataset, share(range(len(dataset)))), num_workers, pin_memory=pin_memory)
 
 
 @contextlib.contextmanager

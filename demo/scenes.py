@@ -127,7 +127,7 @@ def _paint_regions(rng, region, horizon, across, along, unit):
     return canvas
 
 
-class _Stage:
+class _Placement:
     """Places objects on the ground where their class occurs, so that they hide little of each other. Fills `items`."""
 
     def __init__(self, rng, region, horizon, unit):
@@ -165,25 +165,25 @@ class _Stage:
 
 def _place(rng, region, horizon, unit):
     """Objects for the scene, each on a ground where its class occurs: a list of _Item."""
-    stage = _Stage(rng, region, horizon, unit)
+    placement = _Placement(rng, region, horizon, unit)
     grounds = [ground for ground in np.unique(region) if ground != SKY]
     for ground in grounds:  # the class that occurs on this ground alone is always tried first
-        stage.try_to_place(CLASS_NAMES.index(max(MENU[ground], key=MENU[ground].get)), ground)
+        placement.try_to_place(CLASS_NAMES.index(max(MENU[ground], key=MENU[ground].get)), ground)
         if ground == ROAD and rng.random() < 0.7:
-            stage.try_to_place(CLASS_NAMES.index("bus"), ground, tries=40)
+            placement.try_to_place(CLASS_NAMES.index("bus"), ground, tries=40)
     if rng.random() < 0.5:
         for _ in range(rng.integers(1, 6)):
-            stage.try_to_place(BIRD, SKY, scale=rng.uniform(0.5, 1.0))
+            placement.try_to_place(BIRD, SKY, scale=rng.uniform(0.5, 1.0))
     wanted = rng.uniform(0.27, 0.42)
     for _ in range(24):
-        if stage.taken.mean() > wanted:
+        if placement.taken.mean() > wanted:
             break
         ground = rng.choice(grounds)
         names = list(MENU[ground])
         label = CLASS_NAMES.index(names[rng.choice(len(names), p=list(MENU[ground].values()))])
         far = rng.random() < 0.3 and label not in (BIRD, BICYCLE)  # a small one, 5 to 20 pixels wide
-        stage.try_to_place(label, ground, scale=rng.uniform(0.2, 0.5) if far else 1.0, tries=8)
-    return stage.items
+        placement.try_to_place(label, ground, scale=rng.uniform(0.2, 0.5) if far else 1.0, tries=8)
+    return placement.items
 
 
 def _overlap(item, shape):

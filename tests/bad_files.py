@@ -6,9 +6,9 @@ import tarfile
 import numpy as np
 import scipy.io
 import torch
-from conftest import tiny_data
 from PIL import Image
 
+from conftest import tiny_data
 from models import FullyDenseNetwork, SparseMask, connectivity
 
 
@@ -138,12 +138,12 @@ def broken_mats(root):
     good = np.zeros((4, 5), np.uint8)
     kinds = [
         ("no GTcls", ["has no GTcls"], save({"other": good})),
-        ("GTcls is no struct", ["no struct"], save({"GTcls": good})),
+        ("GTcls is not a struct", ["not a struct"], save({"GTcls": good})),
         ("v7.3 (HDF5)", ["7.3"], lambda path: path.write_bytes(b"MATLAB 7.3 MAT-file" + bytes(500))),
-        ("cut short", ["no whole MATLAB 5"],
+        ("cut short", ["not a complete MATLAB 5"],
          lambda path: (save(struct(good))(path), path.write_bytes(path.read_bytes()[:200]))),
-        ("zero bytes", ["no whole MATLAB 5"], lambda path: path.write_bytes(b"")),
-        ("text named .mat", ["no whole MATLAB 5"], lambda path: path.write_text("no labels")),
+        ("zero bytes", ["not a complete MATLAB 5"], lambda path: path.write_bytes(b"")),
+        ("text named .mat", ["not a complete MATLAB 5"], lambda path: path.write_text("no labels")),
         ("a class out of range", ["has the value 77"], save(struct(good + np.uint8(77)))),
         ("half a class", ["has the value 0.5"], save(struct(good + 0.5))),
         ("one dimension too many", ["shape (2, 3, 4)"], save(struct(np.zeros((2, 3, 4))))),

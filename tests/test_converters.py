@@ -120,9 +120,9 @@ def test_mat_failures_are_named_and_the_others_converted(sbd):
     result = run("convert_mat_to_png.py", "--sbd_path", sbd, "--workers", 2)
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
-    expected = {"instance": "GTcls", "field": "Segmentation", "array": "struct", "cut": "whole", "empty": "whole",
-                "text": "whole", "hdf": "7.3", "value": "row 1, column 1 has the value 21", "nan": "nan",
-                "cube": "(2, 2, 2)"}
+    expected = {"instance": "GTcls", "field": "Segmentation", "array": "struct", "cut": "complete",
+                "empty": "complete", "text": "complete", "hdf": "7.3",
+                "value": "row 1, column 1 has the value 21", "nan": "nan", "cube": "(2, 2, 2)"}
     for name, word in expected.items():
         lines = [line for line in result.stderr.splitlines() if line.startswith(str(folder / f"{name}.mat: "))]
         assert len(lines) == 1 and word in lines[0], (name, lines)

@@ -179,6 +179,13 @@ def test_a_bad_file_is_one_sentence_that_names_it(folder, damage, words, workers
         assert word in str(error.value)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_keeps_its_parameter_on_the_way_from_a_loader_process(folder, workers):
+    with pytest.raises(InputError, match="number of classes") as error:
+        list(batches(make_loader(dataset(folder, num_classes=2), workers)))
+    assert error.value.about == "num_classes"
+
+
 def test_missing_files_are_found_before_the_run(folder):
     (folder / "img" / "im_3.jpg").unlink()
     with pytest.raises(InputError, match="lists 'im_3'"):

@@ -1,12 +1,13 @@
-"""The drawn dataset: its layout, its scenes, and that the same arguments give the same files."""
+"""The drawn dataset: its layout, its scenes, and that the same arguments give the same files; parts of the walk."""
 import json
+import os
 
 import numpy as np
 import pytest
 import scipy.io
 from PIL import Image
 
-from demo import draw_demo
+from demo import draw_demo, walk
 from demo.draw_demo import draw_dataset, image_name, split_lists
 from demo.objects import OBJECTS
 from demo.scenes import MEADOW, MENU, ROAD, STUBBLE, WATER, draw_scene, void_border
@@ -180,3 +181,19 @@ def test_thin_parts_stay_whole():
     draw, _ = OBJECTS[CLASS_NAMES.index("bicycle")]
     mask = draw(np.random.default_rng(0), 150).mask
     assert 0.15 < mask.mean() < 0.5  # rings and bars, not a filled box
+
+
+def test_the_walk_takes_the_newest_run_and_its_last_checkpoint(tmp_path):
+    for age, run in enumerate(("new", "old")):
+        (tmp_path / run).mkdir()
+        for name in ("checkpoint_20.pth.tar", "checkpoint_100.pth.tar", "checkpoint_best.pth.tar"):
+            (tmp_path / run / name).touch()
+        os.utime(tmp_path / run, (1e9 - age, 1e9 - age))
+    assert walk.newest_run(tmp_path) == (tmp_path / "new", tmp_path / "new" / "checkpoint_100.pth.tar")
+
+
+def test_the_walk_prints_a_command_and_stops_when_it_fails(capsys):
+    assert "usage: prepare.py" in walk.run("VOC12/prepare.py", "--help")
+    with pytest.raises(InputError, match="exit code 2: python VOC12/prepare.py --root"):
+        walk.run("VOC12/prepare.py", "--root")
+    assert "$ python VOC12/prepare.py --help" in capsys.readouterr().out
