@@ -4,70 +4,70 @@ import argparse
 from tqdm import tqdm
 
 from utils.checkpoint import read_checkpoint
-from utils.distributed import join
-from utils.engine import evaluate
 from utils.cli import run_command
-from utils.errors import InputError
-from utils.metrics import require_pixels, scores, table
-from utils.options import (RELEASED_SIZE, HelpFormatter, add_data_options, add_model_options, add_averaging_options,
-                           class_names_for, make_eval_loader, padding_of, averaging_of)
-from utils.runtime import Precision, add_device_options, explain_out_of_memory, select_device
-from VOC12.loading import explain_loader_death
+from utils.distributed import ProcessGroup, process_group
+from utils.engine import evaluate
+from utils.metrics import scores, table
+from utils.options import (RELEASED_SIZE, HelpFormatter, add_augmentation_options, add_data_options,
+                           add_device_options, add_model_options, augmentation_of, check_numbers, class_names_of,
+                           padding_of, require_options)
+from utils.runtime import Precision, explain_out_of_memory, select_device
+from VOC12.loading import explain_loader_death, make_eval_loader
 
 GPU_BATCH = 16  # images; a CPU gains nothing from more than one
 
 
-def build_parser():
-    """The command line: spec section 8."""
-    parser = argparse.ArgumentParser(prog="eval_sparse_mask.py", description=__doc__,
-                                     formatter_class=HelpFormatter)
-    parser.add_argument("--pretrained_model", required=True, help="a checkpoint of a training")
-    parser.add_argument("--mask_path", help="the connectivity; the checkpoint holds it, so this only checks it")
-    parser.add_argument("--crop_size", type=int, help="pad smaller images to this many pixels a side (default: as in "
-                                                      f"training, {RELEASED_SIZE} for a released checkpoint)")
-    parser.add_argument("--batch_size", type=int, help="images of equal size that go through the network together "
-                                                       f"(default: {GPU_BATCH} on a GPU, 1 on a CPU)")
-    parser.add_argument("--compile", action="store_true",
-                        help="torch.compile the network first: tens of seconds that pay on long lists")
-    add_averaging_options(parser)
-    add_data_options(parser)
-    add_model_options(parser, from_checkpoint=True)
-    add_device_options(parser)
+def build_parser() -> argparse.ArgumentParser:
+    """The released command line, and what is new."""
+    parser = argparse.ArgumentParser(prog="eval_sparse_mask.py", description=__doc__, formatter_class=HelpFormatter)
+    group = parser.add_argument_group("model")
+    group.add_argument("--pretrained_model", required=True, help="a checkpoint of a training")
+    group.add_argument("--mask_path", help="the connectivity; the checkpoint contains it, so this only checks it")
+    add_model_options(group, from_checkpoint=True)
+    group = parser.add_argument_group("data")
+    add_data_options(group)
+    group.add_argument("--crop_size", type=int, help="pad smaller images to this many pixels a side (default: as in "
+                                                     f"training, {RELEASED_SIZE} for a released checkpoint)")
+    add_augmentation_options(parser.add_argument_group("test-time augmentation"))
+    group = parser.add_argument_group("run")
+    group.add_argument("--batch_size", type=int, help="images of equal size that go through the network together "
+                                                      f"(default: {GPU_BATCH} on a GPU, 1 on a CPU)")
+    group.add_argument("--compile", action="store_true",
+                       help="torch.compile the network first: tens of seconds that pay on long lists")
+    add_device_options(group)
     return parser
 
 
-def main(args):
-    with join(args.gpu) as team:
-        evaluate_checkpoint(args, team)
+def main(args: argparse.Namespace) -> None:
+    """Evaluates, as one of the processes that torchrun started or alone."""
+    with process_group(on_cpu=args.gpu == -1) as group:
+        evaluate_checkpoint(args, group)
 
 
-def evaluate_checkpoint(args, team):
-    """The evaluation, shared among the processes of the team; the main one prints."""
-    if args.batch_size is not None and args.batch_size < 1:
-        raise InputError(f"--batch_size is {args.batch_size}; give at least 1")
-    averaging = averaging_of(args)
-    checkpoint = read_checkpoint(args.pretrained_model).require("train")
-    checkpoint.require_backbone(args.backbone_name)
-    checkpoint.require_same(num_classes=args.n_class, depth=args.depth)
+def evaluate_checkpoint(args: argparse.Namespace, group: ProcessGroup) -> None:
+    """The evaluation, shared among the processes of the group; the main one prints."""
+    check_numbers(args, ("batch_size",), at_least=1)
+    augmentation = augmentation_of(args.scales, args.flip)
+    checkpoint = require_options(read_checkpoint(args.pretrained_model).require("train"), args)
     checkpoint.require_mask(args.mask_path)
-    args.n_class = checkpoint.num_classes
-    names = class_names_for(args, checkpoint.class_names)
-    device = select_device(args.gpu, print if team.main else lambda _: None, team.local_rank)
+    names = class_names_of(args.class_names, checkpoint.num_classes, checkpoint.class_names)
+    device = select_device(args.gpu, print if group.is_main else lambda _: None, group.local_rank)
     precision = Precision(args.type, device)
     network = precision.place(checkpoint.build())
-    loader = make_eval_loader(args, network.num_classes, padding_of(args, checkpoint), device, team)
+    loader = make_eval_loader(args.im_path, args.gt_path, args.eval_list, network.num_classes,
+                              padding_of(args.crop_size, checkpoint), args.n_worker, device.type == "cuda", group.share)
     batch_size = args.batch_size or (GPU_BATCH if device.type == "cuda" else 1)
     with (explain_loader_death(),
           explain_out_of_memory("give a smaller --batch_size, --type bfloat16, or --gpu -1 for the CPU"),
-          tqdm(total=len(loader), unit="image", dynamic_ncols=True, disable=not team.main,
-               desc="evaluate" if team.size == 1 else f"evaluate, 1 of {team.size} shares") as bar):
+          tqdm(total=len(loader), unit="image", dynamic_ncols=True, disable=not group.is_main,
+               desc="evaluate" if group.size == 1 else f"evaluate, 1 of {group.size} shares") as bar):
         confusion = evaluate(network, loader, precision, lambda _, image, *__: bar.update(len(image)), batch_size,
-                             args.compile, averaging.wrap, team)
-    lines = table(require_pixels(scores(confusion), args.eval_list), names)
-    if not team.main:
+                             args.compile, augmentation.wrap, group)
+    lines = table(scores(confusion).require_pixels(), names)
+    if not group.is_main:
         return
-    if averaging.description:
-        print(f"multi-scale test{averaging.description}")
+    if augmentation.description:
+        print(f"multi-scale test{augmentation.description}")
     print(lines)
 
 

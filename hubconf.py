@@ -1,4 +1,4 @@
-"""For torch.hub: a network of this repository in two lines elsewhere. See README.md, "From Python"."""
+"""For torch.hub: a network of this repository in two lines elsewhere. See README.md."""
 dependencies = ["torch", "numpy"]
 
 

@@ -6,9 +6,11 @@ import re
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -18,13 +20,14 @@ from models.inference import for_inference
 from utils.checkpoint import read_checkpoint
 from utils.cli import run_command
 from utils.errors import InputError
-from utils.options import MAX_CROP, HelpFormatter, option_if_given
-from utils.runtime import Precision, add_device_options, explain_out_of_memory, select_device
+from utils.options import (HelpFormatter, add_class_options, add_device_options, add_model_options, check_numbers,
+                           check_part_names, check_size, require_options)
+from utils.runtime import Precision, explain_out_of_memory, select_device
 
 WARM_UP = 5  # runs, at least; and half as many as are timed
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="measure.py", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("source", help="a mask (.npy, .txt, or one of "
@@ -33,44 +36,37 @@ def build_parser():
     parser.add_argument("--batch_size", type=int, default=1, help="images")
     parser.add_argument("--runs", type=int, default=20, help="timed runs, of which the median counts")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network first")
-    parser.add_argument("--n_class", type=int, default=21, help="number of classes, of a mask")
-    parser.add_argument("--depth", type=int, default=64, help="channels of a decoder stage, of a mask")
-    parser.add_argument("--backbone_name", default="mobilenet_v2",
-                        help="the encoder of a mask; of a checkpoint if it is your own (package.module:factory)")
-    add_device_options(parser)
+    group = parser.add_argument_group("model (of a checkpoint: only parts of your own)")
+    add_class_options(group, names=False)
+    add_model_options(group, strengths=True)
+    add_device_options(parser.add_argument_group("run"))
     return parser
 
 
-def check_args(args):
+def check_args(args: argparse.Namespace) -> None:
     """Raises InputError for sizes and numbers that cannot be."""
     for length in args.size:
-        if not 32 <= length <= MAX_CROP:
-            raise InputError(f"--size has {length}; give 32 (what the encoder needs) to {MAX_CROP} pixels")
-    for name in ("batch_size", "runs"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name} is {getattr(args, name)}; give at least 1")
+        check_size(length, "--size")
+    check_numbers(args, ("batch_size", "runs", "depth", "n_class"), at_least=1)
+    check_part_names(args)
 
 
-def build_network(args):
+def build_network(args: argparse.Namespace) -> nn.Module:
     """The network that args.source names: of a mask with random weights, of a checkpoint with its own."""
-    path = Path(args.source)
-    if args.source in connectivity.NAMED or path.suffix in (".npy", ".txt"):
+    if connectivity.is_mask(args.source):
         mask = connectivity.load(args.source, len(make_backbone(args.backbone_name).channels))
-        return SparseMask(mask, args.backbone_name, args.depth, args.n_class)
-    checkpoint = read_checkpoint(path)
-    checkpoint.require_backbone(option_if_given(args, "backbone_name"))
-    checkpoint.require_same(num_classes=option_if_given(args, "n_class"), depth=option_if_given(args, "depth"))
-    return checkpoint.build()
+        return SparseMask(mask, args.backbone_name, args.depth, args.n_class, args.connection, args.fusion, args.head)
+    return require_options(read_checkpoint(args.source), args).build()
 
 
-def multiply_adds(network, size):
+def multiply_adds(network: nn.Module, size: Sequence[int]) -> int:
     """Multiply-adds of one image (H, W): of convolutions and matrix products, which PyTorch counts."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         for_inference(network)(torch.zeros(1, 3, *size))
     return counter.get_total_flops() // 2
 
 
-def make_call(args, network, device):
+def make_call(args: argparse.Namespace, network: nn.Module, device: torch.device) -> Callable[[], None]:
     """The network made ready on the device: a function without arguments that runs one batch and waits for it."""
     precision = Precision(args.type, device)
     forward = for_inference(precision.place(network), args.compile, precision.low)
@@ -85,7 +81,7 @@ def make_call(args, network, device):
     return call
 
 
-def peak_memory(args, device, queue):
+def peak_memory(args: argparse.Namespace, device: torch.device, queue) -> None:
     """Puts into the queue the bytes by which the first passes raise the memory of a fresh process, or of the GPU."""
     network = build_network(args)
     if device.type == "cuda":
@@ -103,7 +99,7 @@ def peak_memory(args, device, queue):
     queue.put(peak_of_process() - before)
 
 
-def peak_of_process():
+def peak_of_process() -> int:
     """Bytes of memory that this process has held at most."""
     status = Path("/proc/self/status")
     if status.exists():  # here ru_maxrss would begin at that of the process which started this one
@@ -112,7 +108,7 @@ def peak_of_process():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def measured_apart(args, device):
+def measured_apart(args: argparse.Namespace, device: torch.device) -> int | None:
     """peak_memory in a process of its own: what this one has used before does not count. None if it failed there."""
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
@@ -122,7 +118,7 @@ def measured_apart(args, device):
     return None if queue.empty() else queue.get()
 
 
-def timed(call, runs):
+def timed(call: Callable[[], None], runs: int) -> float:
     """Median seconds of `runs` calls, after a warm-up."""
     times = []
     warm_up = max(WARM_UP, runs // 2)
@@ -134,7 +130,7 @@ def timed(call, runs):
     return statistics.median(times)
 
 
-def machine(device):
+def machine(device: torch.device) -> str:
     """What it was measured on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -146,7 +142,8 @@ def machine(device):
     return f"CPU ({model}), {torch.get_num_threads()} threads"
 
 
-def main(args):
+def main(args: argparse.Namespace) -> None:
+    """Prints what the network costs."""
     check_args(args)
     network = build_network(args)
     total = sum(p.numel() for p in network.parameters())
@@ -160,7 +157,7 @@ def main(args):
     kind = "all connections with their strengths" if not hasattr(network, "connectivity") else \
         connectivity.summary(network.connectivity)
     split = f"{encoder / 1e6:.2f} M encoder + {(total - encoder) / 1e6:.2f} M decoder and head"
-    rows = (("network", f"{kind}; {network.backbone_name}, depth {network.depth}, {network.num_classes} classes"),
+    rows = (("network", f"{kind}; {network.parts['backbone']}, depth {network.depth}, {network.num_classes} classes"),
             ("parameters", f"{total:,} ({split})"),
             ("multiply-adds", f"{work / 1e9:.2f} G an image"),
             ("time", f"{1000 * seconds:.1f} ms a batch"),

@@ -2,44 +2,39 @@
 import argparse
 import shlex
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from models import SparseMask, connectivity
-from models.connectivity import DEFAULT_THRESHOLD, describe, prune, require_input, source_name, unread_stages
+from models.connectivity import describe, source_name, unread_stages
+from models.pruning import DEFAULT_THRESHOLD, gap, prune, require_input
 from utils.checkpoint import read_checkpoint
 from utils.cli import run_command
 from utils.errors import InputError
 from utils.files import write_atomically
-from utils.options import HelpFormatter, add_model_options, own_encoder
-from utils.runtime import TYPES, add_device_options, select_device
+from utils.options import (HelpFormatter, add_class_options, add_device_options, add_model_options, own_part_options,
+                           require_options)
+from utils.runtime import TYPES, select_device
 
 CLEAR_GAP = 10  # smallest kept over largest dropped; below it, the threshold decides more than the search did
 
 
-def build_parser():
-    """The command line: spec section 8."""
-    parser = argparse.ArgumentParser(prog="prune.py", description=__doc__,
-                                     formatter_class=HelpFormatter)
+def build_parser() -> argparse.ArgumentParser:
+    """The released command line, and what is new."""
+    parser = argparse.ArgumentParser(prog="prune.py", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="a checkpoint of a search")
-    parser.add_argument("--thres", type=float, default=DEFAULT_THRESHOLD, help="connections weaker than this go")
-    add_model_options(parser, from_checkpoint=True)
-    add_device_options(parser)
+    parser.add_argument("--thres", type=float, default=DEFAULT_THRESHOLD, help="connections weaker than this are dropped")
+    group = parser.add_argument_group("model")
+    add_class_options(group, from_checkpoint=True, names=False)
+    add_model_options(group, from_checkpoint=True, strengths=True)
+    add_device_options(parser.add_argument_group("run"))
     return parser
 
 
-def gap(strengths, threshold):
-    """(largest strength at or below the threshold, smallest above it); None where there is none.
-
-    Both speak of the threshold alone: a connection above it can still go, with a stage that nothing reads.
-    """
-    values = np.concatenate([p.ravel() for p in strengths])
-    dropped, kept = values[values <= threshold], values[values > threshold]
-    return (dropped.max() if len(dropped) else None), (kept.min() if len(kept) else None)
-
-
-def gap_lines(strengths, threshold):
+def gap_lines(strengths: Sequence[np.ndarray], threshold: float) -> list[str]:
     """The gap as text, with a warning when it is narrow."""
     dropped, kept = gap(strengths, threshold)
     lines = [f"largest strength dropped {'none' if dropped is None else f'{dropped:.3e}'}, "
@@ -55,26 +50,26 @@ def gap_lines(strengths, threshold):
     return lines
 
 
-def count(network):
+def count(network: nn.Module) -> int:
     """Number of parameters."""
     return sum(p.numel() for p in network.parameters())
 
 
-def main(args):
+def main(args: argparse.Namespace) -> None:
+    """Prints the connectivity that a search found, and writes it beside the checkpoint."""
     device = select_device(args.gpu, log=lambda _: None)  # a few numbers: which device it is makes no difference
-    checkpoint = read_checkpoint(args.checkpoint).require("search")
-    checkpoint.require_backbone(args.backbone_name)
-    checkpoint.require_same(num_classes=args.n_class, depth=args.depth)
+    checkpoint = require_options(read_checkpoint(args.checkpoint).require("search"), args)
     supernet = checkpoint.build()
     strengths = supernet.to(device, TYPES[args.type]).final_strengths()
     try:
         kept = prune(strengths, args.thres)
         require_input(kept, strengths, args.thres)
     except InputError as error:
-        raise InputError(f"{args.checkpoint}: {error}") from None
+        raise InputError(f"{args.checkpoint}: {error}", error.about) from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an unread stage is reported below
-        network = SparseMask(kept, checkpoint.backbone, checkpoint.depth, checkpoint.num_classes)
+        parts = {kind: name for kind, name in checkpoint.parts.items() if kind != "strengths"}
+        network = SparseMask(kept, depth=checkpoint.depth, num_classes=checkpoint.num_classes, **parts)
     lines = [describe(kept)]
     lines += [f"warning: nothing reads D[{l}]" for l in unread_stages(kept)]
     above = sum(int((p > args.thres).sum()) for p in strengths)
@@ -87,19 +82,19 @@ def main(args):
     print("\n".join(lines))
     short = f"{args.thres:g}"  # of six digits; a threshold with more has a name, and so a file, of its own
     path = Path(args.checkpoint).parent / f"mask_thres_{short if float(short) == args.thres else repr(args.thres)}.npy"
-    write(path, kept, strengths, args, lines)
+    write(path, kept, strengths, f"{args.checkpoint} at the threshold {args.thres:g}", lines)
     print(f"written: {path}, and {path.with_suffix('.txt').name} beside it\n"
-          f"next: python train_sparse_mask.py --mask_path {shlex.quote(str(path))}{own_encoder(checkpoint.backbone)}")
+          f"next: python train_sparse_mask.py --mask_path {shlex.quote(str(path))}{own_part_options(parts)}")
 
 
-def write(path, kept, strengths, args, lines):
+def write(path: Path, kept: np.ndarray, strengths: Sequence[np.ndarray], origin: str, lines: Sequence[str]) -> None:
     """The mask, and beside it as text what the numbers alone do not say: axes, origin, threshold, strengths."""
     connectivity.save(path, kept)
     rows = [f"D[{l}] <- {source_name(j, side):<5} {p[j, side]:.6e}{'  kept' if kept[l, j, side] else ''}"
             for l, p in enumerate(strengths) for side in (0, 1) for j in range(l + 1)]
     text = [f"{path.name}: bool {kept.shape}, [stage, source, 0 = encoder | 1 = decoder side], deepest first;",
             "encoder source j is tap E[j], decoder-side source 0 the global feature G, source j is D[j-1]",
-            f"from {args.checkpoint} at the threshold {args.thres:g}", "", *lines, "", "strengths:", *rows, ""]
+            f"from {origin}", "", *lines, "", "strengths:", *rows, ""]
     with write_atomically(path.with_suffix(".txt")) as temporary:
         temporary.write_text("\n".join(text), encoding="utf-8")
 

@@ -1,11 +1,11 @@
-"""Spec section 3 read plainly: each connection on its own, resized to its stage's resolution, weighted, added.
+"""Equation (1) read plainly: each connection on its own, resized to its stage's resolution, weighted, added.
 
 It shares the modules, and so the weights, of the networks in `models`; only the order of the arithmetic differs.
 """
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from models.fusion import DECODER, ENCODER
+from models.decoder import DECODER, ENCODER
 from models.supernet import FullyDenseNetwork
 
 

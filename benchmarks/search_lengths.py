@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from models import connectivity
-from prune import gap
+from models.pruning import DEFAULT_THRESHOLD, gap, prune
 from utils.checkpoint import read_checkpoint
 from demo.walk import run
 from utils.cli import run_command
@@ -58,9 +58,9 @@ def row(iterations, checkpoint):
     strengths = read_checkpoint(checkpoint).build().final_strengths()
     cells = [f"{iterations:,}"]
     for threshold in THRESHOLDS:
-        kept = connectivity.prune(strengths, threshold)
+        kept = prune(strengths, threshold)
         cells.append(f"{int(kept.sum())} in {len(connectivity.used_stages(kept))}")
-    dropped, kept = gap(strengths, connectivity.DEFAULT_THRESHOLD)
+    dropped, kept = gap(strengths, DEFAULT_THRESHOLD)
     cells += [f"{value:.1e}" if value is not None else "none" for value in (dropped, kept)]
     return f"| {' | '.join(cells)} |"
 

@@ -1,4 +1,4 @@
-"""The connectivity: which inputs each decoder stage reads. A boolean array as a value; no torch in here.
+"""The connectivity: which inputs each decoder stage reads. A boolean array as a value, its text and its file; no torch.
 
 connectivity[stage, source, side], bool (L, L, 2). Stages and sources count from the deepest; side 0 is the encoder
 (source j is tap E[j]), side 1 the decoder (source 0 is the global feature G, source j is D[j-1]). Stage l can read
@@ -7,22 +7,23 @@ sources 0 to l of both sides, so that L = 9 stages have 90 possible connections.
 import re
 import tokenize
 import zipfile
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
 from utils.errors import InputError
 from utils.files import require_file, write_atomically
 
-DEFAULT_THRESHOLD = 1e-3
 MAX_STAGES = 256  # no encoder has as many taps; a name in a file must not make arrays of any size
 
 
-def empty(num_stages):
+def empty(num_stages: int) -> np.ndarray:
     """A connectivity of `num_stages` stages without any connection: bool (L, L, 2)."""
     return np.zeros((num_stages, num_stages, 2), dtype=bool)
 
 
-def from_table(num_stages, table):
+def from_table(num_stages: int, table: Mapping) -> np.ndarray:
     """{stage: (encoder sources, decoder-side sources)} -> connectivity."""
     connectivity = empty(num_stages)
     for stage, sides in table.items():
@@ -31,24 +32,24 @@ def from_table(num_stages, table):
     return connectivity
 
 
-def published(num_stages=9):
-    """The 15 connections that the paper's search found (spec section 6), for the nine taps of MobileNetV2."""
+def published(num_stages: int = 9) -> np.ndarray:
+    """The 15 connections that the paper's search found (its figure 5), for the nine taps of MobileNetV2."""
     if num_stages != 9:
         raise InputError(f"the published connectivity has 9 stages, this encoder {num_stages} taps; name another one")
     return from_table(9, {1: ((0,), (0,)), 2: ((2,), (0,)), 3: ((3,), (0,)), 8: ((0, 1, 2, 3, 8), (0, 2, 3, 4))})
 
 
-def fcn(num_stages=9):
+def fcn(num_stages: int = 9) -> np.ndarray:
     """The finest stage reads the encoder's deepest tap alone, as FCN-32s does."""
     return from_table(num_stages, {num_stages - 1: ((0,), ())})
 
 
-def unet(num_stages=9):
+def unet(num_stages: int = 9) -> np.ndarray:
     """Each stage reads its own encoder tap and the stage below it, as U-Net does."""
     return from_table(num_stages, {l: ((l,), (l,) if l else ()) for l in range(num_stages)})
 
 
-def full(num_stages=9):
+def full(num_stages: int = 9) -> np.ndarray:
     """Every connection of the search space."""
     return from_table(num_stages, {l: (range(l + 1), range(l + 1)) for l in range(num_stages)})
 
@@ -56,79 +57,7 @@ def full(num_stages=9):
 NAMED = {"published": published, "fcn": fcn, "unet": unet, "full": full}
 
 
-def prune(strengths, threshold=DEFAULT_THRESHOLD):
-    """Strengths -> connectivity: spec section 6, the paper's section 3.4.
-
-    strengths: L arrays of shape (l+1, 2), deepest first, in [0, 1]; returns bool (L, L, 2). Raises InputError for other
-    shapes or values. The result may be empty, or lack an input of the finest stage: see `require_input`.
-    """
-    strengths = [np.asarray(p) for p in strengths]
-    check_strengths(strengths, threshold)
-    kept = keep_used(strengths, threshold)
-    merge_duplicates(kept)
-    drop_subsets(kept)
-    return kept
-
-
-def require_input(kept, strengths, threshold):
-    """Raises InputError if pruning left the finest stage without input: then there is no network."""
-    if not kept[-1].any():
-        strongest = max(float(np.max(p)) for p in strengths)
-        raise InputError(f"nothing is left at the threshold {threshold:g}: the finest stage keeps no input (its "
-                         f"strongest strength is {float(np.max(strengths[-1])):.3g}, the strongest of all "
-                         f"{strongest:.3g}); lower the threshold, or search with a smaller --sparse")
-
-
-def check_strengths(strengths, threshold):
-    """Raises InputError unless the strengths are L finite arrays (l+1, 2) in [0, 1] and the threshold fits them."""
-    if not strengths:
-        raise InputError("there are no strengths to prune; give one array (l+1, 2) for each stage l")
-    if not 0 <= threshold < 1:
-        raise InputError(f"the threshold is {threshold}; strengths are between 0 and 1, so give one from 0 to below 1")
-    for l, p in enumerate(strengths):
-        if p.shape != (l + 1, 2):
-            raise InputError(f"the strengths of stage {l} have the shape {p.shape}; expected {(l + 1, 2)}")
-        if not (np.isfinite(p).all() and (p >= 0).all() and (p <= 1).all()):
-            raise InputError(f"the strengths of stage {l} go from {p.min()} to {p.max()}; expected 0 to 1")
-
-
-def keep_used(strengths, threshold):
-    """Step 1, finest stage first: what is above the threshold, in stages that the finest stage depends on."""
-    kept = empty(len(strengths))
-    used = {len(strengths) - 1}
-    for l in reversed(range(len(strengths))):
-        if l in used:
-            kept[l, :l + 1] = strengths[l] > threshold
-            used.update(np.flatnonzero(kept[l, 1:, 1]).tolist())  # decoder-side source j is stage j - 1
-    return kept
-
-
-def merge_duplicates(kept):
-    """Step 2, deepest stage first, in place: stages that read the same become one; what reads nothing is dropped."""
-    finest = len(kept) - 1
-    for l in range(finest):
-        if not kept[l].any():
-            kept[:, l + 1, 1] = False
-            continue
-        for other in range(l + 1, finest):
-            if (kept[other] == kept[l]).all():
-                kept[other] = False
-                kept[:, l + 1, 1] |= kept[:, other + 1, 1]
-                kept[:, other + 1, 1] = False
-
-
-def drop_subsets(kept):
-    """Step 3, second-finest stage first, in place: a deeper stage that adds no input and no reader is dropped."""
-    for l in reversed(range(len(kept) - 1)):
-        for deeper in range(l):
-            no_new_input = not (kept[deeper] & ~kept[l]).any()
-            no_new_reader = not (kept[:, deeper + 1, 1] & ~kept[:, l + 1, 1]).any()
-            if no_new_input and no_new_reader:
-                kept[deeper] = False
-                kept[:, deeper + 1, 1] = False
-
-
-def check(connectivity, num_stages=None):
+def check(connectivity: np.ndarray, num_stages: int | None = None) -> np.ndarray:
     """Returns the connectivity as bool (L, L, 2) if a network can be built from it, else raises InputError.
 
     num_stages: the number of encoder taps that it must fit, if known. A 0/1 array of numbers is taken too.
@@ -141,7 +70,7 @@ def check(connectivity, num_stages=None):
                          f"give a connectivity of the shape {(num_stages, num_stages, 2)}")
     if array.dtype != bool:
         if array.dtype.kind not in "uif" or not np.isin(array, (0, 1)).all():
-            raise InputError(f"the connectivity holds values of type {array.dtype} other than 0 and 1; "
+            raise InputError(f"the connectivity has values of type {array.dtype} other than 0 and 1; "
                              f"expected booleans")
         array = array.astype(bool)
     for l, source, side in np.argwhere(array):
@@ -156,29 +85,29 @@ def check(connectivity, num_stages=None):
     return array
 
 
-def unread_stages(connectivity):
+def unread_stages(connectivity: np.ndarray) -> list[int]:
     """Stages that have inputs but that nothing reads: they cost time and change nothing."""
     return [l for l in range(len(connectivity) - 1) if connectivity[l].any() and not connectivity[:, l + 1, 1].any()]
 
 
-def source_name(source, side):
-    """"E[3]", "G" or "D[2]": the name of a source in spec section 3."""
+def source_name(source: int, side: int) -> str:
+    """"E[3]", "G" or "D[2]": the name of a source in the paper's notation."""
     return f"E[{source}]" if side == 0 else "G" if source == 0 else f"D[{source - 1}]"
 
 
-def used_stages(connectivity):
+def used_stages(connectivity: np.ndarray) -> list[int]:
     """Stages that have inputs, deepest first."""
     return [l for l in range(len(connectivity)) if connectivity[l].any()]
 
 
-def summary(connectivity):
+def summary(connectivity: np.ndarray) -> str:
     """"15 connections in 4 of 9 stages"."""
     count = int(connectivity.sum())
     return f"{count} connection{'s' if count != 1 else ''} in {len(used_stages(connectivity))} of " \
            f"{len(connectivity)} stages"
 
 
-def describe(connectivity):
+def describe(connectivity: np.ndarray) -> str:
     """A readable table: a line a stage that has inputs, with its sources by name."""
     lines = ["stage  encoder side          decoder side"]
     for l in used_stages(connectivity):
@@ -188,7 +117,7 @@ def describe(connectivity):
     return "\n".join([*lines, summary(connectivity)])
 
 
-def parse(text):
+def parse(text: str) -> np.ndarray:
     """The connectivity bool (L, L, 2) of a text of `describe`, or of the file that prune.py writes beside a mask.
 
     A line "D[l] SOURCES" names the inputs of stage l, such as "D[8] E[0] E[3] G D[4]"; the finest stage gives L. Lines
@@ -220,13 +149,18 @@ def parse(text):
     return connectivity
 
 
-def save(path, connectivity):
+def save(path: str | Path, connectivity: np.ndarray) -> None:
     """Writes the connectivity as a numpy file, whole or not at all."""
     with write_atomically(path) as temporary, open(temporary, "wb") as file:
         np.save(file, np.asarray(connectivity, dtype=bool), allow_pickle=False)
 
 
-def load(path, num_stages=None):
+def is_mask(name: str) -> bool:
+    """Whether this is what `load` reads: a known name, a .npy file or a .txt file."""
+    return str(name) in NAMED or str(name).endswith((".npy", ".txt"))
+
+
+def load(path: str | Path, num_stages: int | None = None) -> np.ndarray:
     """Reads a connectivity by name ("published", "fcn", "unet", "full"), from a .npy file, or as text from a .txt file.
 
     Returns bool (L, L, 2), checked. Raises InputError if the file is missing, cannot be read, or fits no network.
@@ -237,10 +171,10 @@ def load(path, num_stages=None):
     try:
         return check(parse(read_text(path)) if path.suffix == ".txt" else read_array(path), num_stages)
     except InputError as error:
-        raise InputError(f"the mask {path}: {error}") from None
+        raise InputError(f"the mask {path}: {error}", error.about) from None
 
 
-def read_text(path):
+def read_text(path: Path) -> str:
     """The text of a mask file."""
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -248,7 +182,7 @@ def read_text(path):
         raise InputError("it cannot be read as text; give what prune.py wrote") from None
 
 
-def read_array(path):
+def read_array(path: Path) -> np.ndarray:
     """The array of a mask file."""
     try:
         array = np.load(path, allow_pickle=False)

@@ -3,17 +3,19 @@
 `for_inference` is the one call that evaluation, and whoever uses the networks elsewhere, share.
 """
 import copy
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from models.fusion import resize
+from models.layers import resize
+from models.mobilenet_v2 import MIN_SIZE
 from utils.errors import InputError
 
 
-def for_inference(network, compiled=False, dtype=None):
+def for_inference(network: nn.Module, compiled: bool = False, dtype: torch.dtype | None = None) -> Callable:
     """A callable image (N, 3, H, W) -> logits (N, classes, H/2, W/2), equal to network.eval()'s to 1e-4.
 
     It is a copy: training the network on does not change it. Gradients do not pass. dtype: that of the autocast
@@ -28,7 +30,7 @@ def for_inference(network, compiled=False, dtype=None):
     return Compiled(network) if compiled else torch.no_grad()(network)
 
 
-def folded(network):
+def folded(network: nn.Module) -> nn.Module:
     """A copy in evaluation mode whose BNs are folded into the convolutions before them, where there is one."""
     network = copy.deepcopy(network).eval().requires_grad_(False)
     for module in network.modules():
@@ -38,7 +40,7 @@ def folded(network):
     return network
 
 
-def fold(module, convolution, norm):
+def fold(module: nn.Module, convolution: str, norm: str) -> None:
     """Puts the scale and shift of module.<norm> into module.<convolution>, which gets a bias."""
     conv, bn = getattr(module, convolution), getattr(module, norm)
     conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps,
@@ -46,15 +48,16 @@ def fold(module, convolution, norm):
     setattr(module, norm, nn.Identity())
 
 
-class Averaged:
-    """Test-time averaging, the paper's multi-scale test: image (N, 3, H, W) -> probabilities (N, classes, H, W).
+class TestTimeAugmentation:
+    """The paper's multi-scale test: image (N, 3, H, W) -> probabilities (N, classes, H, W).
 
     forward: image -> logits of any size. The mean of the softmax over the image at each of the `scales` and, with flip,
     of its mirror image. The sizes are round(scale * (H - 1)) + 1, which keeps aligned corners aligned, and at least
     min_size pixels a side.
     """
+    __test__ = False  # not a test, for pytest
 
-    def __init__(self, forward, scales, flip, min_size=32):
+    def __init__(self, forward: Callable, scales: Sequence[float], flip: bool, min_size: int = MIN_SIZE):
         self.forward, self.scales, self.flip, self.min_size = forward, tuple(scales), flip, min_size
 
     @torch.no_grad()
@@ -87,5 +90,5 @@ class Compiled:
             return self.call(image).clone() if image.is_cuda else self.call(image)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             reason = str(error.inner_exception).strip().splitlines()[0]
-            raise InputError(f"the network cannot be compiled here ({reason}); install a C++ compiler (g++), or leave "
-                             f"--compile out") from None
+            raise InputError(f"the network cannot be compiled here ({reason}); install a C++ compiler (g++), or run "
+                             f"it uncompiled", about="compiled") from None

@@ -1,19 +1,22 @@
-"""The two losses: spec section 5."""
+"""The losses of search and training: cross-entropy, and the regularizers of the strengths (paper section 3.3)."""
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 
-from models.fusion import resize
-from VOC12.labels import VOID
+from models import components
+from models.layers import resize
 
 EPS = 1e-10
+IGNORE_INDEX = 255  # the label of pixels that count nowhere
 
 
-def sparsity_target(num_strengths):
+def sparsity_target(num_strengths: int) -> float:
     """alpha = min(2 / n, 0.5): the share of a stage's n connections that the sparse loss leads its mean strength to."""
     return min(2 / num_strengths, 0.5)
 
 
-def sparse_loss(p, alpha):
+def sparse_loss(p: torch.Tensor, alpha: float) -> torch.Tensor:
     """Sparse loss of one stage: p (any shape) in [0, 1], alpha in (0, 1) -> scalar tensor.
 
     The first term drives each strength to 0 or 1, the others the mean to alpha (paper section 3.3).
@@ -23,22 +26,41 @@ def sparse_loss(p, alpha):
     return entropy.mean() - alpha * torch.log(mean + EPS) - (1 - alpha) * torch.log(1 - mean + EPS)
 
 
-def total_sparse_loss(strengths):
-    """Sum of the stages' sparse losses; strengths: one tensor of p a stage, as the supernet draws them."""
+def total_sparse_loss(strengths: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Sum of the stages' sparse losses; strengths: one tensor of p per stage, as the supernet draws them."""
     return sum(sparse_loss(p, sparsity_target(p.numel())) for p in strengths)
 
 
-def pixel_cross_entropy(logits, label, pixels=None):
-    """Mean cross-entropy over the pixels that are not void.
+def l1_loss(strengths: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Sum of the stages' mean strengths: the L1 loss that the paper compares with.
 
-    logits (N, classes, H, W), already of the label's size (`resize_logits`); label int64 (N, H, W). A batch of void
-    alone has loss 0, not NaN. pixels: what to divide the sum by, where the label is only part of a batch.
+    It shrinks all strengths alike, and so leaves none of them exactly at 0 or 1. (The paper does not say how its L1
+    loss is scaled; the mean over a stage puts it on the scale of the sparse loss.)
+    """
+    return sum(p.abs().mean() for p in strengths)
+
+
+# Of the strengths, one tensor of p (l+1, 2) per stage -> scalar tensor.
+REGULARIZERS = {"sparse": total_sparse_loss, "l1": l1_loss}
+
+
+def find_regularizer(name: str) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
+    """Name -> function of the strengths. Raises InputError for an unknown one."""
+    return components.find("regularizer", name, REGULARIZERS)
+
+
+def pixel_cross_entropy(logits: torch.Tensor, label: torch.Tensor, pixels: torch.Tensor | None = None,
+                        ignore_index: int = IGNORE_INDEX) -> torch.Tensor:
+    """Mean cross-entropy over the pixels whose label is not ignore_index.
+
+    logits (N, classes, H, W), already of the label's size (`resize_logits`); label int64 (N, H, W). A batch without a
+    counted pixel has loss 0, not NaN. pixels: what to divide the sum by, where the label is only part of a batch.
     """
     rows = logits.permute(0, 2, 3, 1).flatten(0, 2)  # a pixel's classes side by side: the fast case of the softmax
-    total = F.cross_entropy(rows, label.flatten(), ignore_index=VOID, reduction="sum")
-    return total / ((label != VOID).sum().clamp(min=1) if pixels is None else pixels)
+    total = F.cross_entropy(rows, label.flatten(), ignore_index=ignore_index, reduction="sum")
+    return total / ((label != ignore_index).sum().clamp(min=1) if pixels is None else pixels)
 
 
-def resize_logits(logits, label):
+def resize_logits(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """logits (N, classes, h, w) -> (N, classes, H, W), the size of label (N, H, W); bilinear, align_corners=True."""
     return resize(logits, label.shape[-2:])

@@ -1,52 +1,79 @@
-"""What the search network and the trained one share: encoder -> decoder -> head, and released names on loading."""
+"""What the supernet and the trained network share: encoder -> decoder -> head, and released names on loading."""
+from collections.abc import Mapping
+
+import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models import components
 from models.backbones import make_backbone
+from models.decoder import Decoder, Stage, conv1x1
 from utils.errors import InputError
 
-MOST_CHANNELS = 4096  # of a stage or of the logits: beyond it, memory fails in less clear ways
+MAX_CHANNELS = 4096  # of a stage or of the logits: beyond it, memory fails in less clear ways
+
+CONNECTIONS = {"conv1x1": conv1x1}  # (in_channels, depth) -> module (N, C, h, w) -> (N, depth, h, w)
+FUSIONS = {"sum": Stage}  # Stage or a subclass
+HEADS = {"conv1x1": lambda depth, num_classes: nn.Conv2d(depth, num_classes, 1)}  # (N, depth, h, w) -> logits
 
 
-def without_module_prefix(state):
+def without_module_prefix(state: Mapping) -> dict:
     """A state dict whose names have lost the `module.` that nn.DataParallel put before them."""
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
 class SegmentationNetwork(nn.Module):
-    """Encoder and head; a subclass adds `self.decoders`. Public names: see models/__init__.py."""
+    """Encoder, decoder and head; the two subclasses are public, see models/__init__.py.
 
-    def __init__(self, backbone, depth, num_classes):
+    backbone, connection, fusion, head: the parts by name, see models/components.py; the names are in `parts`.
+    """
+
+    def __init__(self, backbone: str, depth: int, num_classes: int, connection: str, fusion: str, head: str):
         super().__init__()
-        for value, name in ((depth, "depth"), (num_classes, "number of classes")):
-            if not 1 <= value <= MOST_CHANNELS:
-                raise InputError(f"the {name} is {value}; it must be at least 1, at most {MOST_CHANNELS}")
-        self.backbone_name, self.depth, self.num_classes = backbone, depth, num_classes
+        for value, name in ((depth, "depth"), (num_classes, "num_classes")):
+            if not 1 <= value <= MAX_CHANNELS:
+                raise InputError(f"the {name.replace('num_', 'number of ')} is {value}; give 1 to {MAX_CHANNELS}",
+                                 about=name)
+        self.parts = {"backbone": backbone, "connection": connection, "fusion": fusion, "head": head}
+        self.depth, self.num_classes = depth, num_classes
         self.backbone = make_backbone(backbone)
         self.num_stages = len(self.backbone.channels)
 
-    def make_head(self):
-        """The last 1x1 convolution, with bias; subclasses call it last, so that it follows the decoders' names."""
-        return nn.Conv2d(self.depth, self.num_classes, 1)
+    def make_decoder(self, connectivity: np.ndarray, normalize: nn.Module | None = None) -> Decoder:
+        """The decoder of a connectivity, bool (L, L, 2). normalize: the class of a BN after each connection, if any."""
+        def connection(in_channels, depth):
+            module = components.make("connection", self.parts["connection"], CONNECTIONS, in_channels, depth)
+            return nn.Sequential(module, normalize(depth)) if normalize else module
 
-    def head(self, x):
+        fusion = components.find("fusion", self.parts["fusion"], FUSIONS)
+        return Decoder(self.backbone.channels, self.backbone.strides, self.depth, connectivity, connection, fusion)
+
+    def make_head(self) -> nn.Module:
+        """The head; subclasses call it after make_decoder, so that it follows the decoder's names."""
+        return components.make("head", self.parts["head"], HEADS, self.depth, self.num_classes)
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
         """D[L-1] (N, depth, h, w) -> logits (N, classes, h, w)."""
         return self.fc_conv(F.relu6(x))
 
-    def encoder_parameters(self):
+    def encoder_parameters(self) -> list[nn.Parameter]:
         """Trainable parameters of the encoder."""
         return [p for p in self.backbone.parameters() if p.requires_grad]
 
-    def decoder_parameters(self):
+    def strength_parameters(self) -> list[nn.Parameter]:
+        """What the strengths are made of; none outside a search."""
+        return []
+
+    def decoder_parameters(self) -> list[nn.Parameter]:
         """Trainable parameters outside the encoder, strengths excepted."""
-        return [p for name, p in self.named_parameters()
-                if p.requires_grad and not name.startswith("backbone.") and not is_strength(name)]
+        others = set(map(id, (*self.backbone.parameters(), *self.strength_parameters())))
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in others]
+
+    def config(self) -> dict:
+        """Keyword arguments that rebuild the network, as plain values and tensors: what a checkpoint remembers."""
+        return {**self.parts, "depth": self.depth, "num_classes": self.num_classes}
 
     def load_state_dict(self, state_dict, strict=True, assign=False):
         """As nn.Module's, with the released names, prefixed `module.` or not."""
         return super().load_state_dict(without_module_prefix(state_dict), strict, assign)
-
-
-def is_strength(name):
-    """Whether a parameter's name is that of a stage's strengths: `_weight_` (clamp) or `_logit_` (sigmoid)."""
-    return name.endswith(("._weight_", "._logit_"))

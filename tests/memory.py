@@ -15,7 +15,8 @@ from unittest import mock
 from conftest import TINY, folders, tiny_data
 
 import train_sparse_mask
-from utils.training import Report
+from utils.cli import parse
+from utils.run_log import RunLog
 
 CHILDREN = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
 
@@ -37,18 +38,16 @@ def watch(steps, root, every):
     tiny_data(data)
     seen = {}
 
-    class Watching(Report):
-        def __call__(self, iteration, *arguments):
-            super().__call__(iteration, *arguments)
-            if iteration % every == 0:
-                seen[iteration] = state()
+    class Watching(RunLog):
+        def on_step(self, run, losses):
+            super().on_step(run, losses)
+            if run.iteration % every == 0:
+                seen[run.iteration] = state()
 
-    with mock.patch("utils.training.Report", Watching):
-        parser = train_sparse_mask.build_parser()
-        args = parser.parse_args(list(map(str, [
+    with mock.patch("train_sparse_mask.RunLog", Watching):
+        args = parse(train_sparse_mask.build_parser(), list(map(str, [
             "--mask_path", "published", *TINY, *folders(data), "--max_epoch", -(-steps // 3), "--n_worker", 1,
             "--eval_interval", 5, "--log_interval", 10, "--lr", 1e-4, "--exp_path", root / "runs"])))
-        args.given = set()
         with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
             code = train_sparse_mask.main(args)
     if code:

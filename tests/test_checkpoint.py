@@ -8,7 +8,8 @@ from conftest import random_batch
 
 from models import FullyDenseNetwork, SparseMask, connectivity
 from utils.pretrained import find_encoder_weights, load_encoder
-from utils.checkpoint import read_checkpoint, save_file
+from utils.checkpoint import read_checkpoint
+from utils.tensor_files import save_file
 from utils.errors import InputError
 from utils.files import write_atomically
 
@@ -149,20 +150,23 @@ def test_a_checkpoint_cannot_choose_an_encoder_to_import(tmp_path):
     content = {"state_dict": network.state_dict(), "model": {"backbone": "some_module:Encoder"}}
     torch.save(content, tmp_path / "file")
     checkpoint = read_checkpoint(tmp_path / "file")
-    with pytest.raises(InputError, match="--backbone_name some_module:Encoder"):
-        checkpoint.require_backbone("mobilenet_v2")
-    checkpoint.require_backbone("some_module:Encoder")
+    for given in ({}, {"backbone": "mobilenet_v2"}):
+        with pytest.raises(InputError, match="name it too: some_module:Encoder"):
+            checkpoint.require_parts(given)
+    with pytest.raises(InputError, match="has to be imported"):
+        checkpoint.build()
+    checkpoint.require_parts({"backbone": "some_module:Encoder"})
 
 
 def test_a_given_backbone_must_be_the_files(tmp_path):
     checkpoint = read_checkpoint(released(SparseMask(connectivity.fcn(), "mobilenet_v2_torchvision", 4, 3),
                                           tmp_path / "file"))
     for name in (None, "mobilenet_v2"):  # the released command lines name the family, whatever the layout
-        checkpoint.require_backbone(name)
+        checkpoint.require_parts({"backbone": name})
     with pytest.raises(InputError, match="unknown backbone 'vgg'"):
-        checkpoint.require_backbone("vgg")
+        checkpoint.require_parts({"backbone": "vgg"})
     with pytest.raises(InputError, match="has the backbone mobilenet_v2_torchvision"):
-        checkpoint.require_backbone("my_module:Encoder")
+        checkpoint.require_parts({"backbone": "my_module:Encoder"})
 
 
 def test_a_name_in_a_file_makes_no_huge_array(tmp_path):

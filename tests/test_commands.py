@@ -18,6 +18,7 @@ from PIL import Image
 
 from models import SparseMask, connectivity
 from utils.checkpoint import read_checkpoint
+from utils.cli import parse
 from utils.errors import InputError
 from utils.run_folder import RunFolder
 from utils.strengths_file import read_strengths
@@ -73,7 +74,7 @@ def test_a_run_folder_holds_what_the_readme_says(path):
         assert {"log.txt", "settings.json", "source", "tensorboard_log", "tensorboard.json", "checkpoint_6.pth.tar",
                 "checkpoint_best.pth.tar"} | own == names
         assert json.loads((folder / "settings.json").read_text())["crop_size"] == 64
-        assert (folder / "source" / "models" / "fusion.py").read_text() == (ROOT / "models/fusion.py").read_text()
+        assert (folder / "source" / "models" / "decoder.py").read_text() == (ROOT / "models/decoder.py").read_text()
         scalars = json.loads((folder / "tensorboard.json").read_text())
         assert curves | {"train/loss", "val/m_iou"} <= set(scalars)
         assert [row[1] for row in scalars["train/loss"]] == [1, 2, 3, 4, 5, 6]
@@ -233,9 +234,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(path, data, tmp_path, monkey
     train_step = engine.train_step
     monkeypatch.setattr(engine, "train_step", step)
     parser = train_sparse_mask.build_parser()
-    args = parser.parse_args(list(map(str, options)))
-    args.given = set()
-    assert train_sparse_mask.main(args) == 130
+    assert train_sparse_mask.main(parse(parser, list(map(str, options)))) == 130
     folder = only_run(tmp_path)
     assert f"--resume {folder}" in capsys.readouterr().out
     assert [p.name for p in folder.glob("checkpoint_[0-9]*")] == [f"checkpoint_{stop_after}.pth.tar"]
@@ -267,7 +266,7 @@ def test_deterministic_algorithms_give_the_same_digits_on_a_cpu(path, data, tmp_
 
 
 def test_resume_refuses_other_settings_and_finished_runs_end_at_once(path, data, tmp_path):
-    assert "--lr was 0.005" in run("train_sparse_mask.py", "--resume", path["train"], "--lr", 0.1, code=2)
+    assert "lr was 0.005, not 0.1" in run("train_sparse_mask.py", "--resume", path["train"], "--lr", 0.1, code=2)
     (tmp_path / "short.txt").write_text("n0\nn1\n")
     before = path["checkpoint"].read_bytes()
     message = run("train_sparse_mask.py", "--resume", path["train"], "--training_list", tmp_path / "short.txt", code=2)
@@ -383,15 +382,15 @@ def test_a_full_disk_does_not_stop_tensorboards_thread(tmp_path):
 
     def full(_):
         raise OSError(28, "No space left on device")
-    folder.writer.file_writer.event_writer._ev_writer._py_recordio_writer.write = full
+    folder.curves.writer.file_writer.event_writer._ev_writer._py_recordio_writer.write = full
     for step in range(50):
-        folder.scalar("train/loss", 1, step)
+        folder.curves.scalar("train/loss", 1, step)
     for _ in range(100):  # the thread is not in step with this one
-        if folder.events.failure:
+        if folder.curves.events.failure:
             break
         time.sleep(0.05)
     with pytest.raises(InputError, match="No space left"):
-        folder.flush()
+        folder.curves.flush()
     folder.close()
 
 

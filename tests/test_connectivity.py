@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from models import connectivity as conn
+from models import pruning
 from utils.errors import InputError
 
 
@@ -18,41 +19,41 @@ def random_strengths(rng, stages=9):
 @pytest.mark.parametrize("name", ["published", "fcn"])
 def test_pruning_leaves_a_result_of_pruning_alone(name):
     connectivity = conn.NAMED[name]()
-    assert (conn.prune(strengths_of(connectivity)) == connectivity).all()
+    assert (pruning.prune(strengths_of(connectivity)) == connectivity).all()
 
 
 def test_a_stage_that_nothing_reads_goes_with_its_inputs():
     connectivity = conn.published()
     connectivity[5, 2, 0] = True
-    assert (conn.prune(strengths_of(connectivity)) == conn.published()).all()
+    assert (pruning.prune(strengths_of(connectivity)) == conn.published()).all()
 
 
 def test_a_stage_without_inputs_goes_with_its_readers_connections():
     connectivity = conn.published()
     connectivity[8, 6, 1] = True  # reads D[5], which reads nothing
-    assert (conn.prune(strengths_of(connectivity)) == conn.published()).all()
+    assert (pruning.prune(strengths_of(connectivity)) == conn.published()).all()
 
 
 def test_duplicates_are_merged_into_the_deeper_stage():
     connectivity = conn.from_table(9, {3: ((1,), ()), 5: ((1,), ()), 6: ((2,), (6,)), 8: ((), (4, 7))})
-    assert (conn.prune(strengths_of(connectivity)) ==
+    assert (pruning.prune(strengths_of(connectivity)) ==
             conn.from_table(9, {3: ((1,), ()), 6: ((2,), (4,)), 8: ((), (4, 7))})).all()
 
 
 def test_a_deeper_stage_that_adds_nothing_goes():
     connectivity = conn.from_table(9, {3: ((1,), ()), 5: ((1, 2), ()), 8: ((), (4, 6))})
-    assert (conn.prune(strengths_of(connectivity)) == conn.from_table(9, {5: ((1, 2), ()), 8: ((), (6,))})).all()
+    assert (pruning.prune(strengths_of(connectivity)) == conn.from_table(9, {5: ((1, 2), ()), 8: ((), (6,))})).all()
 
 
 @pytest.mark.parametrize("seed", range(60))
 def test_what_is_pruned_is_a_network_without_useless_stages(seed):
     strengths = random_strengths(np.random.default_rng(seed), stages=2 + seed % 8)
-    kept = conn.prune(strengths, 0.1)
+    kept = pruning.prune(strengths, 0.1)
     if not kept[-1].any():
         with pytest.raises(InputError, match="nothing is left"):
-            conn.require_input(kept, strengths, 0.1)
+            pruning.require_input(kept, strengths, 0.1)
         return
-    conn.require_input(kept, strengths, 0.1)
+    pruning.require_input(kept, strengths, 0.1)
     assert (conn.check(kept) == kept).all()
     assert conn.unread_stages(kept) == []
 
@@ -62,13 +63,13 @@ def test_what_is_pruned_is_a_network_without_useless_stages(seed):
     ([np.full((1, 2), 1.5)], "0 to 1"), ([np.zeros((2, 2)), np.zeros((1, 2))], "stage 0")])
 def test_wrong_strengths(strengths, words):
     with pytest.raises(InputError, match=words):
-        conn.prune(strengths)
+        pruning.prune(strengths)
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.0, float("nan")])
 def test_wrong_thresholds(threshold):
     with pytest.raises(InputError, match="threshold"):
-        conn.prune(strengths_of(conn.fcn()), threshold)
+        pruning.prune(strengths_of(conn.fcn()), threshold)
 
 
 def test_check_names_what_is_wrong():

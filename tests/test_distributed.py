@@ -13,9 +13,10 @@ from conftest import ROOT, TINY, folders, random_batch
 from PIL import Image
 
 from models import FullyDenseNetwork, SparseMask, connectivity
-from models.layers import BatchNorm2d, synchronize_bn
+from models.layers import BatchNorm2d
+from models.sync_bn import SyncBatchNorm2d, synchronize_bn
 from utils.checkpoint import read_checkpoint
-from utils.distributed import Team
+from utils.distributed import ProcessGroup
 from utils.engine import train_losses, train_step
 from utils.runtime import Precision
 
@@ -158,7 +159,7 @@ def test_a_folder_that_only_the_first_process_needs_is_said_once(data, tmp_path)
 def test_shares_are_complete_and_without_repetition():
     for length in range(9):
         for size in (1, 2, 3, 5):
-            shares = [Team(rank, size).share(list(range(length))) for rank in range(size)]
+            shares = [ProcessGroup(rank, size).share(list(range(length))) for rank in range(size)]
             assert sum(shares, []) == list(range(length))
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -194,9 +195,8 @@ def test_synchronized_bn_of_one_process_is_bn():
     outputs = []
     for synchronized in (False, True):
         torch.manual_seed(0)
-        norm = BatchNorm2d(5, momentum=0.3).double()
+        norm = (SyncBatchNorm2d if synchronized else BatchNorm2d)(5, momentum=0.3).double()
         torch.nn.init.normal_(norm.weight)
-        norm.synchronized = synchronized
         leaf = x.clone().requires_grad_()
         y = norm(leaf)
         (y * x.flip(2)).sum().backward()
@@ -226,5 +226,5 @@ def test_a_users_own_bn_is_synchronized_too():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4, momentum=0.2, eps=1e-3))
     before = network.state_dict()
     synchronize_bn(network)
-    assert isinstance(network[1], BatchNorm2d) and network[1].synchronized and network[1].eps == 1e-3
+    assert isinstance(network[1], SyncBatchNorm2d) and network[1].eps == 1e-3
     assert network[1].momentum == 0.2 and all(torch.equal(before[k], v) for k, v in network.state_dict().items())

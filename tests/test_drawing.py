@@ -59,7 +59,7 @@ def test_strengths_are_drawn_dark_where_they_are_and_not_where_nothing_is():
 
 
 def test_strengths_over_time_are_what_was_logged(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder(tmp_path).curves
     for step in (0, 10, 20, 30):
         folder.strengths(strengths_at(step), step)
     folder.close()

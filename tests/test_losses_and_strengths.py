@@ -8,7 +8,7 @@ import torch
 from models import FullyDenseNetwork
 from models.losses import pixel_cross_entropy, sparse_loss, sparsity_target, total_sparse_loss
 from models.strengths import ClampStrengths, SigmoidStrengths
-from utils.engine import Schedule
+from utils.run import Schedule
 
 
 def test_sparse_loss_is_the_formula():

@@ -9,9 +9,9 @@ from conftest import random_batch
 
 from benchmarks.plain import plain_forward, plain_resize
 from models import FullyDenseNetwork, SparseMask, connectivity
-from models.fusion import Term, fuse, holds
+from models import folded_search, pruning
 from models.inference import for_inference
-from models.layers import projected_moments
+from models.folded_search import projected_moments
 from models.losses import pixel_cross_entropy, resize_logits, total_sparse_loss
 from utils.errors import InputError
 
@@ -110,13 +110,19 @@ def test_inference_equals_the_network_and_leaves_it_alone(kind):
 
 @pytest.mark.parametrize("size, chain", [((65, 129), True), ((64, 96), False)])
 def test_maps_grow_in_steps_only_where_that_is_exact(size, chain):
-    """Grids of 2^k + 1 points hold each other; those of even sizes do not, and go to the last size at once."""
-    sizes = [(1, 1)] + [((size[0] - 1) // d + 1, (size[1] - 1) // d + 1) for d in (16, 4, 1)]
-    assert holds(sizes[2], sizes[1]) == chain
-    maps = [torch.randn(2, 3, *s, dtype=torch.float64).to(memory_format=torch.channels_last) for s in sizes]
-    expected = sum(plain_resize(x, size) for x in maps)
-    torch.testing.assert_close(fuse([Term(x) for x in maps], size), expected)
-    torch.testing.assert_close(fuse([Term(x) for x in maps[:2]], size), sum(plain_resize(x, size) for x in maps[:2]))
+    """Grids of 2^k + 1 points contain each other; those of even sizes do not, and go to the last size at once."""
+    stage = FullyDenseNetwork(depth=3, num_classes=2).decoders.stage(8)
+    sizes = {32: (1, 1), 16: (4, 8), 8: (8, 16), 2: size} if not chain else {
+        None: (1, 1), **{d: ((size[0] - 1) // d + 1, (size[1] - 1) // d + 1) for d in (16, 4)}, 2: size}
+    assert folded_search.contains(*(list(sizes.values())[i] for i in (2, 1))) == chain
+    maps = {stride: [torch.randn(2, 3, *s, dtype=torch.float64).to(memory_format=torch.channels_last)]
+            for stride, s in sizes.items()}
+    everything = [x for group in maps.values() for x in group]
+    torch.testing.assert_close(folded_search.fuse(stage, dict(maps), size),
+                               sum(plain_resize(x, size) for x in everything))
+    del maps[2]
+    torch.testing.assert_close(folded_search.fuse(stage, dict(maps), size),
+                               sum(plain_resize(x, size) for x in everything[:-1]))
 
 
 def test_moments_equal_those_of_the_projected_rows():
@@ -247,5 +253,5 @@ def test_own_encoder():
     name = f"{__name__}:TinyEncoder"
     network = FullyDenseNetwork(name, depth=4, num_classes=2)
     assert [p.shape for p in network.strength_parameters()] == [(1, 2), (2, 2), (3, 2)]
-    mask = connectivity.prune([p.detach().numpy() + 0.5 for p in network.strength_parameters()])
+    mask = pruning.prune([p.detach().numpy() + 0.5 for p in network.strength_parameters()])
     assert SparseMask(mask, name, depth=4, num_classes=2)(torch.zeros(1, 3, 32, 32)).shape == (1, 2, 16, 16)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import connectivity as conn
+from models import pruning
 from utils.errors import InputError
 
 THRESHOLD = 1e-3
@@ -26,7 +27,7 @@ def strengths(draw):
 @st.composite
 def connectivities(draw):
     """Connectivities that a network can be built from: pruned, some with one more connection of the finest stage."""
-    kept = conn.prune(draw(strengths()), THRESHOLD)
+    kept = pruning.prune(draw(strengths()), THRESHOLD)
     if draw(st.booleans()):
         kept[-1, draw(st.integers(0, len(kept) - 1)), 0] = True
     if not kept[-1].any():
@@ -37,12 +38,12 @@ def connectivities(draw):
 @settings(max_examples=400, deadline=None)
 @given(strengths())
 def test_pruning_leaves_a_network_or_says_why_not(p):
-    kept = conn.prune(p, THRESHOLD)
+    kept = pruning.prune(p, THRESHOLD)
     if not kept[-1].any():
         with pytest.raises(InputError, match="nothing is left"):
-            conn.require_input(kept, p, THRESHOLD)
+            pruning.require_input(kept, p, THRESHOLD)
         return
-    conn.require_input(kept, p, THRESHOLD)
+    pruning.require_input(kept, p, THRESHOLD)
     conn.check(kept, len(p))  # no stage reads one that has no input
     assert conn.unread_stages(kept) == []
 
@@ -51,8 +52,8 @@ def test_pruning_leaves_a_network_or_says_why_not(p):
 @given(strengths())
 def test_nothing_under_the_threshold_is_kept_unless_it_was_rerouted(p):
     """Step 2 makes what read a duplicate read the stage that it duplicates: then, and only then, p is not asked."""
-    kept = conn.prune(p, THRESHOLD)
-    first = conn.keep_used(p, THRESHOLD)
+    kept = pruning.prune(p, THRESHOLD)
+    first = pruning.keep_used(p, THRESHOLD)
     for l, source, side in np.argwhere(kept):
         if p[l][source, side] <= THRESHOLD:
             assert side == 1 and source > 0
@@ -64,7 +65,7 @@ def test_nothing_under_the_threshold_is_kept_unless_it_was_rerouted(p):
 @given(strengths(), st.sampled_from([0.0, 1e-3, 0.1, 0.7]))
 def test_pruning_changes_neither_its_input_nor_its_mind(p, threshold):
     before = [a.copy() for a in p]
-    assert (conn.prune(p, threshold) == conn.prune(p, threshold)).all()
+    assert (pruning.prune(p, threshold) == pruning.prune(p, threshold)).all()
     assert all((a == b).all() for a, b in zip(before, p))
 
 

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, PathPatch
 from matplotlib.path import Path as Curve
 
-from models.connectivity import DEFAULT_THRESHOLD, source_name, summary
+from models.connectivity import source_name, summary
+from models.pruning import DEFAULT_THRESHOLD
 from utils.files import write_atomically
 
 DPI = 110

@@ -1,20 +1,20 @@
-"""The loops: one step, one epoch, one evaluation. Nothing here knows the command line."""
+"""The loops: one step, one epoch, one run, one evaluation. Nothing here knows the command line."""
 import contextlib
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from models.inference import for_inference
 from models.losses import pixel_cross_entropy, resize_logits, total_sparse_loss
-from utils.distributed import ALONE
-from utils.metrics import confusion_matrix
-from VOC12.loading import batches, join_equal
+from utils.distributed import ALONE, ProcessGroup
+from utils.metrics import Scores, confusion_matrix, scores
+from utils.run import NotFinite, TrainingState
+from utils.runtime import Precision
 from VOC12.labels import VOID
-
-
-class NotFinite(Exception):
-    """The loss or the weights are no longer finite; the message says where."""
+from VOC12.loading import batches, join_equal
 
 
 @dataclass
@@ -24,64 +24,47 @@ class Losses:
     task: torch.Tensor
     sparse: torch.Tensor | None = None
 
-    def of_all(self, team):
-        """The whole batch's, detached: each process has scaled its share so that their mean is that."""
+    def all_reduced(self, group: ProcessGroup) -> "Losses":
+        """Those of the whole batch, detached: each process has scaled its share so that their mean is that."""
         parts = [part.detach() for part in (self.total, self.task, self.sparse) if part is not None]
-        return Losses(*(team.sum(torch.stack(parts)) / team.size).unbind() if team.size > 1 else parts)
+        return Losses(*(group.all_reduce(torch.stack(parts)) / group.size).unbind() if group.size > 1 else parts)
 
 
-def search_losses(network, image, label, sparse_weight, forward=None, pixels=None):
-    """Forward pass and losses of the supernet (spec section 5). Returns (Losses, logits of the label's size).
+def search_losses(network: nn.Module, image: torch.Tensor, label: torch.Tensor, sparse_weight: float,
+                  regularizer: Callable = total_sparse_loss, forward: Callable | None = None,
+                  pixels: torch.Tensor | None = None) -> tuple[Losses, torch.Tensor]:
+    """Forward pass and losses of the supernet. Returns (Losses, logits of the label's size).
 
-    forward: what is called instead of the network, DistributedDataParallel around it; pixels: see pixel_cross_entropy.
+    image (N, 3, H, W), label int64 (N, H, W). forward: what is called instead of the network, DistributedDataParallel
+    around it; pixels: see pixel_cross_entropy; regularizer: strengths -> scalar.
     """
-    strengths = network.draw_strengths()  # once: the forward pass and the sparse loss see the same noise
+    strengths = network.draw_strengths()  # once: the forward pass and the regularizer see the same noise
     logits = resize_logits((forward or network)(image, strengths), label)
-    task, sparse = pixel_cross_entropy(logits, label, pixels), total_sparse_loss(strengths)
+    task, sparse = pixel_cross_entropy(logits, label, pixels), regularizer(strengths)
     return Losses(task + sparse_weight * sparse, task, sparse), logits
 
 
-def train_losses(network, image, label, forward=None, pixels=None):
+def train_losses(network: nn.Module, image: torch.Tensor, label: torch.Tensor, forward: Callable | None = None,
+                 pixels: torch.Tensor | None = None) -> tuple[Losses, torch.Tensor]:
     """Forward pass and loss of a SparseMask, as in search_losses. Returns (Losses, logits of the label's size)."""
     logits = resize_logits((forward or network)(image), label)
     task = pixel_cross_entropy(logits, label, pixels)
     return Losses(task, task), logits
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """"Poly" learning rate, (1 - i/N)^gamma of each group's `initial_lr`, and the strengths' annealing.
-
-    The strengths stand still for the first `warmup` of the iterations; their poly schedule and annealing take the rest.
-    All of it follows from the iteration, so a resumed run needs nothing but its number.
-    """
-    iterations: int
-    gamma: float
-    warmup: float = 0.0
-    beta_end: float = 50.0
-
-    def apply(self, iteration, optimizer, network):
-        """Sets what iteration `iteration` (from 0; N after the last) runs with."""
-        progress = iteration / self.iterations
-        late = (progress - self.warmup) / (1 - self.warmup)
-        for group in optimizer.param_groups:
-            share = late if group.get("name") == "strengths" else progress
-            group["lr"] = group["initial_lr"] * (1 - share) ** self.gamma if share >= 0 else 0.0
-        if hasattr(network, "strengths"):
-            network.strengths.anneal(max(late, 0.0), self.beta_end)
-
-
-def train_step(network, image, label, compute_losses, optimizer, precision, team=ALONE):
+def train_step(network: nn.Module, image: torch.Tensor, label: torch.Tensor, compute_losses: Callable,
+               optimizer: torch.optim.Optimizer, precision: Precision,
+               group: ProcessGroup = ALONE) -> tuple[Losses, torch.Tensor]:
     """One optimizer step of all processes, each with its share of the batch.
 
     Returns (Losses of the whole batch, predictions int64 (N, H, W)). Raises NotFinite before the weights change.
     """
-    pixels = team.pixels((label != VOID).sum())
+    pixels = group.loss_divisor((label != VOID).sum())
     # An empty share runs uncompiled: the compiler's strides of the gradients are wrong for it (PyTorch 2.14, CPU).
     stance = contextlib.nullcontext() if len(image) else torch.compiler.set_stance("force_eager")
     with precision.autocast(), stance:
         losses, logits = compute_losses(network, image, label, pixels=pixels)
-    whole = losses.of_all(team)
+    whole = losses.all_reduced(group)
     if not math.isfinite(whole.total.item()):
         raise NotFinite(f"the loss is {whole.total.item()} (cross-entropy {whole.task.item()})")
     optimizer.zero_grad(set_to_none=True)
@@ -93,39 +76,125 @@ def train_step(network, image, label, compute_losses, optimizer, precision, team
     return whole, logits.detach().argmax(1)
 
 
-def train_one_epoch(network, loader, start, schedule, compute_losses, optimizer, precision, after_step,
-                    stop=lambda: False, team=ALONE):
-    """The steps of the rest of an epoch. start: iterations done before.
+class Watcher:
+    """What may look on while a run proceeds, and changes nothing. This one does nothing; see utils/run_log.py."""
 
-    after_step(iterations done, Losses, confusion matrix of this step); stop() -> whether to stop before the next step.
-    Returns the iterations done. Raises NotFinite, naming the iteration.
+    def on_start(self, state: TrainingState) -> None:
+        """Before the first step, of a resumed run too."""
+
+    def on_step(self, state: TrainingState, losses: Losses) -> None:
+        """After each step; losses: of the whole batch."""
+
+    def on_eval_image(self, state: TrainingState, index: int, image: torch.Tensor, prediction: torch.Tensor,
+                      label: torch.Tensor) -> None:
+        """After each batch of an evaluation; index: the number of batches before it."""
+
+    def on_evaluation(self, state: TrainingState, epoch: int, result: Scores) -> None:
+        """After each evaluation."""
+
+    def on_end(self, state: TrainingState) -> None:
+        """After the last step, or when the run stops or fails."""
+
+
+class Trainer:
+    """The loop of a search or a training: steps, checkpoints, evaluations. It alone advances `state.iteration`.
+
+    compute_losses: search_losses or train_losses, with what else they need bound. save(state, is_best) writes a
+    checkpoint. eval_interval: epochs between two evaluations; save_interval: iterations between two checkpoints inside
+    an epoch, 0 for none. watcher: where there is none, nothing is displayed or logged.
     """
-    network.train()
-    iteration = start
-    for sample in batches(loader):
-        if team.exchange(stop()):
-            break
-        schedule.apply(iteration, optimizer, network)
-        image, label = precision.batch(sample)
+
+    def __init__(self, state: TrainingState, compute_losses: Callable, train_loader: Iterable, eval_loader: Iterable,
+                 precision: Precision, save: Callable, eval_interval: int = 1, save_interval: int = 0,
+                 watcher: Watcher | None = None, group: ProcessGroup = ALONE):
+        self.state, self.compute_losses, self.precision, self.group = state, compute_losses, precision, group
+        self.train_loader, self.eval_loader = train_loader, eval_loader
+        self.eval_interval, self.save_interval, self.write = eval_interval, save_interval, save
+        self.watcher = watcher or Watcher()
+        self.epoch_length = len(train_loader.batch_sampler)
+
+    def run(self, stop: Callable[[], bool]) -> bool:
+        """Runs to the end, or until stop() in any process, and saves. Returns whether the end was reached."""
+        state = self.state
+        self.watcher.on_start(state)
         try:
-            losses, prediction = train_step(network, image, label, compute_losses, optimizer, precision, team)
-        except NotFinite as error:
-            raise NotFinite(f"{error} at iteration {iteration + 1}") from None
-        iteration += 1
-        after_step(iteration, losses, team.sum(confusion_matrix(prediction, label, network.num_classes)))
-    return iteration
+            self.evaluate_if_due()  # a run that was killed between its last step and the evaluation
+            while not state.finished and not self.group.synchronize(stop()):
+                self.run_epoch(stop)
+                self.save()  # before the evaluation, which can fail: it reads other files
+                self.evaluate_if_due()
+        finally:
+            self.watcher.on_end(state)
+        return state.finished
+
+    def run_epoch(self, stop: Callable[[], bool]) -> None:
+        """The steps of the rest of an epoch. Raises NotFinite, naming the iteration."""
+        state, sampler = self.state, self.train_loader.batch_sampler
+        sampler.epoch, sampler.start = divmod(state.iteration, self.epoch_length)
+        if sampler.start == 0:
+            state.train_confusion.zero_()
+        state.network.train()
+        for sample in batches(self.train_loader):
+            if self.group.synchronize(stop()):
+                break
+            state.apply_schedule()
+            image, label = self.precision.batch(sample)
+            try:
+                losses, prediction = train_step(state.network, image, label, self.compute_losses, state.optimizer,
+                                                self.precision, self.group)
+            except NotFinite as error:
+                raise NotFinite(f"{error} at iteration {state.iteration + 1}") from None
+            state.iteration += 1
+            state.train_confusion += self.group.all_reduce(
+                confusion_matrix(prediction, label, state.network.num_classes))
+            self.watcher.on_step(state, losses)
+            inside_epoch = state.iteration % self.epoch_length != 0  # at its end it is saved anyway
+            if self.save_interval and state.iteration % self.save_interval == 0 and inside_epoch:
+                self.save()
+
+    def save(self, is_best: bool = False) -> None:
+        """A checkpoint of this moment. Raises NotFinite if the weights are broken: the last good one stays."""
+        self.state.apply_schedule()  # a finished search stores its final strengths
+        if self.group.is_main:
+            self.state.check_finite()
+            self.write(self.state, is_best)
+
+    def evaluate_if_due(self) -> None:
+        """At the end of every eval_interval-th epoch and of the run: evaluates, and saves that it has."""
+        state = self.state
+        epoch, rest = divmod(state.iteration, self.epoch_length)
+        due = state.iteration and rest == 0 and (state.finished or epoch % self.eval_interval == 0)
+        if due and state.evaluated_at != state.iteration:
+            is_best = self.evaluate(epoch)
+            state.evaluated_at = state.iteration
+            self.save(is_best)
+
+    def evaluate(self, epoch: int) -> bool:
+        """mIoU on the eval list. Returns whether it is the best so far. Raises InputError if there is none."""
+        state = self.state
+        self.group.synchronize()
+        self.group.broadcast_buffers(state.network)
+        confusion = evaluate(state.network, self.eval_loader, self.precision,
+                             lambda *image: self.watcher.on_eval_image(state, *image), group=self.group)
+        result = scores(confusion).require_pixels()
+        self.watcher.on_evaluation(state, epoch, result)
+        is_best = result.m_iou > state.best_m_iou
+        state.best_m_iou = max(state.best_m_iou, result.m_iou)
+        return is_best
 
 
 @torch.no_grad()
-def evaluate(network, loader, precision, on_image=None, batch_size=1, compiled=False, wrap=None, team=ALONE):
-    """Confusion matrix (classes, classes) over the loaders of all processes, in evaluation mode.
+def evaluate(network: nn.Module, loader: Iterable, precision: Precision, on_image: Callable | None = None,
+             batch_size: int = 1, compiled: bool = False, wrap: Callable | None = None,
+             group: ProcessGroup = ALONE) -> torch.Tensor:
+    """Confusion matrix, int64 (classes, classes), over the loaders of all processes, in evaluation mode.
 
     The network stays as it is.
 
     on_image(index, image, prediction, label), if given, is called with each batch (tensors on the device) and the
     number of batches before it. Images of equal size go through the network batch_size at a time. Void pixels, the
-    padding among them, count nowhere. compiled: see for_inference. wrap, if given, makes of the network's call
-    what is called instead, as Averaged does.
+    padding among them, count nowhere. compiled: see for_inference. wrap, if given, turns the network's call into what
+    is called instead, as TestTimeAugmentation does.
     """
     forward = for_inference(network, compiled, precision.low)
     forward = wrap(forward) if wrap else forward
@@ -137,5 +206,5 @@ def evaluate(network, loader, precision, on_image=None, batch_size=1, compiled=F
         confusion += confusion_matrix(prediction, label, network.num_classes)
         if on_image is not None:
             on_image(index, image, prediction, label)
-    team.exchange()
-    return team.sum(confusion)
+    group.synchronize()
+    return group.all_reduce(confusion)

@@ -124,10 +124,11 @@ def export_onnx(module, path, notes):
         import onnxscript  # noqa: F401  what torch.onnx translates with
     except ImportError as error:
         raise InputError(f"ONNX needs packages that are not installed ({error}); pip install onnx onnxscript "
-                         f"onnxruntime, or give --out a name that ends in .pt2 for torch.export") from None
+                         f"onnxruntime, or give the file a name that ends in .pt2 for torch.export", about="out") from None
     if tuple(map(int, torch.__version__.split(".")[:2])) < ONNX_FROM:
         raise InputError(f"ONNX needs PyTorch {'.'.join(map(str, ONNX_FROM))} or newer, for its sizes stay open, and "
-                         f"this is {torch.__version__}; update it, or give --out a name that ends in .pt2")
+                         f"this is {torch.__version__}; update it, or give the file a name that ends in .pt2",
+                         about="out")
     with quiet():
         model = torch.onnx.export(trace(module), dynamo=True, input_names=["image"], output_names=[module.output],
                                   verbose=False).model_proto

@@ -2,16 +2,17 @@
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from utils.errors import InputError
 
 
 @contextlib.contextmanager
-def write_atomically(path):
+def write_atomically(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path in the target's folder; on success it replaces `path`, on any error it is removed.
 
-    A reader, or a process killed half-way, sees the old file or the new one, never a part of either.
+    A reader sees the old file or the new one, never a part of either, even if the process is killed half-way.
     The temporary name keeps the target's suffix, for the libraries that choose a format by it.
     Raises InputError if the folder cannot be created or written, or the disk is full.
     """
@@ -39,7 +40,7 @@ def write_atomically(path):
                 os.unlink(temporary)
 
 
-def require_file(path, what):
+def require_file(path: str | Path, what: str) -> Path:
     """Returns `path` as a Path. Raises InputError unless it is an existing file; `what` names it, e.g. "checkpoint"."""
     if os.path.isdir(path):  # os.path, for pathlib's raise where a folder above may not be entered
         raise InputError(f"the {what} {path} is a folder; give a file")
@@ -48,8 +49,18 @@ def require_file(path, what):
     return Path(path)
 
 
-def require_folder(path, what):
+def require_folder(path: str | Path, what: str) -> Path:
     """Returns `path` as a Path. Raises InputError unless it is an existing folder; `what` names it, e.g. "images"."""
     if not os.path.isdir(path):
         raise InputError(f"the folder of {what} {path} does not exist or cannot be reached; check the path")
     return Path(path)
+
+
+@contextlib.contextmanager
+def explain_write_error(path: str | Path) -> Iterator[None]:
+    """Turns an OSError of writing in the folder `path` into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write in {path}: {error.strerror or error}; "
+                         f"give a folder that can be written and has space left") from error

@@ -1,5 +1,6 @@
-"""Confusion matrix, and the scores that come from it: spec section 7."""
+"""Confusion matrix, and the scores that come from it."""
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from utils.errors import InputError
 from VOC12.labels import VOID
 
 
-def confusion_matrix(prediction, label, num_classes):
+def confusion_matrix(prediction: torch.Tensor, label: torch.Tensor, num_classes: int) -> torch.Tensor:
     """int64 (classes, classes) on the inputs' device: rows are truth, columns prediction. Void pixels are left out.
 
     prediction and label: integer tensors of the same shape.
@@ -26,12 +27,19 @@ class Scores:
     pixel_accuracy: float
 
     @property
-    def absent(self):
+    def absent(self) -> list[int]:
         """Classes without a single pixel in the truth: they are left out of the mean."""
         return [i for i, value in enumerate(self.iou) if value is None]
 
+    def require_pixels(self) -> "Scores":
+        """Returns itself. Raises InputError if no pixel counted, since all were void: there is no score then."""
+        if math.isnan(self.m_iou):
+            raise InputError("the labels of the list to evaluate contain no pixel of any class, only void, so there "
+                             "is nothing to score; give other labels", about="eval_list")
+        return self
 
-def scores(confusion):
+
+def scores(confusion: torch.Tensor) -> Scores:
     """Scores from a confusion matrix. Without a single counted pixel they are NaN."""
     confusion = confusion.double().cpu()
     hits, truth, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)
@@ -41,15 +49,7 @@ def scores(confusion):
                   m_iou=float(iou[present].mean()), pixel_accuracy=float(hits.sum() / truth.sum()))
 
 
-def require_pixels(result, list_path):
-    """Returns the scores. Raises InputError if the labels of the list hold nothing but void: there is no score then."""
-    if math.isnan(result.m_iou):
-        raise InputError(f"the labels of {list_path} hold no pixel of any class, only void, so there is nothing to "
-                         f"score; give other labels")
-    return result
-
-
-def table(result, class_names):
+def table(result: Scores, class_names: Sequence[str]) -> str:
     """The scores as readable lines: IoU of each class by name, then mIoU and pixel accuracy, in percent."""
     width = max(len(name) for name in class_names)
     lines = [f"{name:<{width}}  {'absent' if iou is None else f'{100 * iou:6.2f}'}"

@@ -1,120 +1,182 @@
-"""Options that several commands share, and what follows from them."""
+"""Options that several commands share, their checks, and what follows from them. Only here and in scripts is `args`."""
 import argparse
+import math
 import shlex
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from torch.utils.data import Subset
-
-from models.inference import Averaged
+from models.components import check_name, is_own
+from models.inference import TestTimeAugmentation
+from models.losses import REGULARIZERS
+from models.mobilenet_v2 import MIN_SIZE
+from utils.checkpoint import PARTS, Checkpoint
 from utils.errors import InputError
-from VOC12.dataset import SegmentationDataset
-from VOC12.labels import default_class_names, load_class_names
-from VOC12.loading import make_loader
 from utils.parallel import count_cores
-from VOC12.transforms import EvalTransform
+from utils.runtime import TYPES
+from VOC12.labels import default_class_names, load_class_names
 
 RELEASED_WORKERS = 4
 RELEASED_SIZE = 513  # pixels that the released code pads validation images to
-MAX_CROP = 8192  # pixels
+MAX_SIZE = 8192  # pixels
 MIN_SCALE, MAX_SCALE = 0.1, 4.0
+MAX_NUMBER = 10 ** 9
+# The option of each part that can be exchanged, and what it is called in --help.
+PART_OPTIONS = {"backbone": ("backbone_name", "the encoder"), "connection": ("connection", "the connections"),
+                "fusion": ("fusion", "how a stage fuses its inputs"), "head": ("head", "the head"),
+                "strengths": ("strengths", "the parameterization of the strengths")}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds "(default: ...)" to an option's help, unless there is no default or the help says it itself."""
+    """Adds "(default: ...)" to an option's help, unless there is no default or the help states it itself."""
 
     def _get_help_string(self, action):
         silent = action.default is None or action.default is False
         return action.help if silent else super()._get_help_string(action)
 
 
-def add_model_options(parser, from_checkpoint=False):
-    """--n_class, --depth, --backbone_name. from_checkpoint: by default they are the checkpoint's, and None here."""
-    def default(value):
-        return None if from_checkpoint else value
-
-    note = " (default: the checkpoint's)" if from_checkpoint else ""
-    parser.add_argument("--n_class", type=int, default=default(21), help="number of classes" + note)
-    parser.add_argument("--depth", type=int, default=default(64), help="channels of a decoder stage" + note)
-    parser.add_argument("--backbone_name", default=default("mobilenet_v2"),
-                        help="the encoder: a known name, or your own as package.module:factory" + note)
+def add_device_options(parser) -> None:
+    """--gpu and --type, the same in every command."""
+    parser.add_argument("--gpu", type=int, default=0, help="index of the CUDA device, -1 for the CPU")
+    parser.add_argument("--type", choices=TYPES, default="float32",
+                        help="float16 and bfloat16 are mixed precision (autocast); float64 computes in double")
 
 
-def add_data_options(parser):
+def add_data_options(parser, training: bool = False) -> None:
     """Where the images, labels and lists are."""
     parser.add_argument("--im_path", default="VOC12/data/img", help="folder of the images")
     parser.add_argument("--gt_path", default="VOC12/data/gt", help="folder of the labels (class indices, PNG)")
+    if training:
+        parser.add_argument("--training_list", default="VOC12/data/train_aug.txt",
+                            help="names of the training images, one a line")
     parser.add_argument("--eval_list", default="VOC12/data/val.txt", help="names of the images to evaluate, one a line")
-    parser.add_argument("--class_names", metavar="FILE", help="names of the classes, one a line")
+    add_class_options(parser, from_checkpoint=not training)
     parser.add_argument("--n_worker", type=int, default=min(RELEASED_WORKERS, count_cores()), help="loader processes")
 
 
-def option_if_given(args, name):
-    """The option's value if it stood on the command line, else None: a default contradicts nothing."""
+def add_class_options(parser, from_checkpoint: bool = False, names: bool = True) -> None:
+    """--n_class and --class_names. from_checkpoint: by default the checkpoint's, and None here."""
+    parser.add_argument("--n_class", type=int, default=None if from_checkpoint else 21,
+                        help="number of classes" + (" (default: the checkpoint's)" if from_checkpoint else ""))
+    if names:
+        parser.add_argument("--class_names", metavar="FILE", help="names of the classes, one a line")
+
+
+def add_model_options(parser, from_checkpoint: bool = False, strengths: bool = False) -> None:
+    """--depth, and the parts that can be exchanged. from_checkpoint: by default the checkpoint's, and None here.
+
+    strengths: whether --strengths is among them.
+    """
+    note = " (default: the checkpoint's)" if from_checkpoint else ""
+    for kind, (option, meaning) in PART_OPTIONS.items():
+        if kind != "strengths" or strengths:
+            known = ", ".join(PARTS[kind])
+            parser.add_argument(f"--{option}", metavar="NAME", default=None if from_checkpoint else next(iter(PARTS[kind])),
+                                help=f"{meaning}: {known}, or your own as package.module:factory{note}")
+    parser.add_argument("--depth", type=int, default=None if from_checkpoint else 64,
+                        help=f"channels of a decoder stage{note}")
+
+
+def given_parts(args: argparse.Namespace) -> dict:
+    """The parts that stood on the command line, by kind; None for the others: a default contradicts nothing."""
+    return {kind: option_if_given(args, option) for kind, (option, _) in PART_OPTIONS.items()}
+
+
+def own_part_options(checkpoint_parts: Mapping[str, str]) -> str:
+    """What a printed command needs beside the checkpoint, where parts are the user's own: see Checkpoint."""
+    return "".join(f" --{PART_OPTIONS[kind][0]} {shlex.quote(name)}" for kind, name in checkpoint_parts.items()
+                   if is_own(name))
+
+
+def option_if_given(args: argparse.Namespace, name: str):
+    """The option's value if it stood on the command line, else None."""
     return getattr(args, name) if name in args.given else None
 
 
-def class_names_for(args, stored=None):
-    """The names of the classes: --class_names, else those stored in a checkpoint, else VOC's or numbers."""
-    if args.class_names:
-        return load_class_names(args.class_names, args.n_class)
-    return stored or default_class_names(args.n_class)
+def require_options(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
+    """Raises InputError if an option that was given contradicts the checkpoint. Returns the checkpoint."""
+    checkpoint.require_parts(given_parts(args))
+    num_classes, depth = (option_if_given(args, name) for name in ("n_class", "depth"))
+    checkpoint.require_same(num_classes, depth)
+    return checkpoint
 
 
-def check_crop_size(size):
-    """Returns the size in pixels. Raises InputError if the encoder or the memory cannot take it."""
-    if not 32 <= size <= MAX_CROP:
-        raise InputError(f"--crop_size is {size}; give 32 (what the encoder needs) to {MAX_CROP} pixels")
+def check_part_names(args: argparse.Namespace) -> None:
+    """Raises InputError for a part that is neither known nor named package.module:factory."""
+    for kind, (option, _) in PART_OPTIONS.items():
+        if getattr(args, option, None) is not None:
+            check_name(kind, getattr(args, option), PARTS[kind])
+    if hasattr(args, "sparse_loss"):
+        check_name("regularizer", args.sparse_loss, REGULARIZERS)
+
+
+def check_numbers(args: argparse.Namespace, names: Sequence[str], at_least: int) -> None:
+    """Raises InputError for an option, None excepted, that is not finite, below `at_least`, or beyond all sense."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and not (at_least <= value <= MAX_NUMBER and math.isfinite(value)):
+            raise InputError(f"--{name} is {value}; give {at_least} to {MAX_NUMBER:,}")
+
+
+def check_size(size: int, option: str) -> int:
+    """Returns a number of pixels. Raises InputError if the encoder or the memory cannot take it."""
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        raise InputError(f"{option} is {size}; give {MIN_SIZE} (what the encoder needs) to {MAX_SIZE} pixels")
     return size
 
 
-def padding_of(args, checkpoint):
+def padding_of(crop_size: int | None, checkpoint: Checkpoint) -> int:
     """The size that smaller images are padded to: the option, else the training's, else the released one."""
-    if args.crop_size is not None:
-        return check_crop_size(args.crop_size)
-    size = checkpoint.settings.get("crop_size", RELEASED_SIZE)
-    return check_crop_size(size) if isinstance(size, int) else RELEASED_SIZE
+    if crop_size is None:
+        stored = checkpoint.settings.get("crop_size", RELEASED_SIZE)
+        crop_size = stored if isinstance(stored, int) else RELEASED_SIZE
+    return check_size(crop_size, "--crop_size")
 
 
-def add_averaging_options(parser):
-    """--scales and --flip, the averaging of the paper's test protocol."""
+def class_names_of(file: str | None, num_classes: int, stored: Sequence[str] | None = None) -> list[str]:
+    """The names of the classes: a file's, else those stored in a checkpoint, else VOC's or numbers."""
+    if file:
+        return load_class_names(file, num_classes)
+    return stored or default_class_names(num_classes)
+
+
+def add_augmentation_options(parser) -> None:
+    """--scales and --flip, the test-time augmentation of the paper's test protocol."""
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S",
                         help="average the probabilities over these image sizes (paper: 0.5 0.75 1 1.25 1.5 1.75)")
     parser.add_argument("--flip", action="store_true", help="average over the mirrored image too")
 
 
-class Averaging(NamedTuple):
-    """What --scales and --flip ask for; `description` is empty for a plain single pass."""
+class Augmentation(NamedTuple):
+    """The test-time augmentation that --scales and --flip ask for; `description` is empty for a plain single pass."""
     scales: tuple
     flip: bool
 
     @property
-    def description(self):
-        """The averaging in words, to stand beside a result."""
+    def description(self) -> str:
+        """The augmentation in words, to stand beside a result."""
         parts = [f"the scales {' '.join(f'{s:g}' for s in self.scales)}"] if self.scales != (1.0,) else []
         parts += ["the mirrored image"] if self.flip else []
         return f" (probabilities averaged over {' and '.join(parts)})" if parts else ""
 
-    def wrap(self, forward):
-        """The callable that averages, or `forward` itself where there is nothing to average."""
-        return Averaged(forward, self.scales, self.flip) if self.description else forward
+    def wrap(self, forward: Callable) -> Callable:
+        """The callable with test-time augmentation, or `forward` itself where there is nothing to average."""
+        return TestTimeAugmentation(forward, self.scales, self.flip) if self.description else forward
 
 
-def averaging_of(args):
+def augmentation_of(scales: Sequence[float], flip: bool) -> Augmentation:
     """--scales and --flip, checked."""
-    for scale in args.scales:
+    for scale in scales:
         if not MIN_SCALE <= scale <= MAX_SCALE:
             raise InputError(f"--scales has {scale:g}; give numbers from {MIN_SCALE} to {MAX_SCALE}")
-    return Averaging(tuple(dict.fromkeys(args.scales)), args.flip)
+    return Augmentation(tuple(dict.fromkeys(scales)), flip)
 
 
-def own_encoder(backbone):
-    """What a printed command needs beside the checkpoint, when the encoder is the user's own: see Checkpoint."""
-    return f" --backbone_name {shlex.quote(backbone)}" if ":" in backbone else ""
-
-
-def make_eval_loader(args, num_classes, min_size, device, team):
-    """The loader of this process's share of the eval list: one image at a time, padded to at least min_size pixels."""
-    dataset = SegmentationDataset(args.im_path, args.gt_path, args.eval_list, num_classes, EvalTransform(min_size))
-    if team.size > 1:
-        dataset = Subset(dataset, team.share(range(len(dataset))))
-    return make_loader(dataset, args.n_worker, pin_memory=device.type == "cuda")
+def check_settings(parser: argparse.ArgumentParser, settings: Mapping, path: str) -> None:
+    """Raises InputError for a setting in a checkpoint that the command line would not take."""
+    for action in parser._actions:
+        value = settings.get(action.dest, action.default)
+        kind = bool if isinstance(action.const, bool) else action.type or str
+        fits = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+        if not (fits and value in (action.choices or [value]) or value is None is action.default):
+            raise InputError(f"{path} cannot be resumed: its setting {action.dest} is {value!r}, which "
+                             f"--{action.dest} does not take; resume another checkpoint")

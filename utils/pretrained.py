@@ -1,14 +1,17 @@
 """Weights for the encoder before a run: ImageNet's, a file's, or none."""
 import os
 import pickle
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import nn
 
 from models.mobilenet_v2 import from_torchvision, is_torchvision
 from models.network import without_module_prefix
-from utils.checkpoint import check_tensor, load_file
 from utils.errors import InputError
+from utils.tensor_files import check_tensor, load_file
 
 LAYOUTS = {True: "mobilenet_v2", False: "mobilenet_v2_torchvision"}  # by whether the first block has an expansion
 FIRST_EXPANSION = "bottlenecks.Bottlenecks_0.LinearBottleneck0_0.conv1.weight"
@@ -23,7 +26,7 @@ class EncoderWeights:
     left_out: list = field(default_factory=list)
 
 
-def find_encoder_weights(pretrained, backbone):
+def find_encoder_weights(pretrained: str, backbone: str) -> EncoderWeights | None:
     """"none", "imagenet" or a file -> EncoderWeights, or None for "none".
 
     The file is the released encoder file, torchvision's, or any checkpoint of this program. For MobileNetV2 the layout
@@ -33,8 +36,8 @@ def find_encoder_weights(pretrained, backbone):
         return None
     if pretrained == "imagenet":
         if backbone not in LAYOUTS.values():
-            raise InputError(f"there are no ImageNet weights for the backbone {backbone!r}; "
-                             f"give --pretrained_model a file, or none")
+            raise InputError(f"there are no ImageNet weights for the backbone {backbone!r}; give a file of weights, or "
+                             f"none", about="pretrained")
         source, state = "torchvision's ImageNet weights", download_imagenet()
     else:
         source, state = str(pretrained), encoder_state(load_file(pretrained, "file of pretrained weights"), pretrained)
@@ -46,35 +49,36 @@ def find_encoder_weights(pretrained, backbone):
     return EncoderWeights(source, state, backbone, left_out)
 
 
-def encoder_state(content, path):
+def encoder_state(content: Any, path: str) -> dict:
     """The encoder's tensors in a loaded file, in the encoder's own names (or torchvision's)."""
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     state = {str(key): value for key, value in state.items()} if isinstance(state, dict) else None
     if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{path} holds no weights; give a state dict, or a file with one under 'state_dict'")
+        raise InputError(f"{path} contains no weights; give a state dict, or a file with one under 'state_dict'")
     state = {key: value for key, value in without_module_prefix(state).items() if isinstance(value, torch.Tensor)}
     inside = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     return inside or state
 
 
-def download_imagenet():
+def download_imagenet() -> Mapping:
     """torchvision's mobilenet_v2 weights, cached in torch's hub folder."""
     try:
         from torchvision.models import MobileNet_V2_Weights
     except Exception as error:  # a torchvision that does not match torch fails with more than ImportError
         raise InputError(f"torchvision cannot be imported ({str(error).splitlines()[0]}), and the ImageNet "
-                         f"weights come from it; install the torchvision that fits your torch, or give "
-                         f"--pretrained_model a file, or none") from None
+                         f"weights come from it; install the torchvision that fits your torch, or give a file "
+                         f"of weights, or none", about="pretrained") from None
     try:
         return MobileNet_V2_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no network, or a broken cached file
         folder = os.path.join(torch.hub.get_dir(), "checkpoints")
         raise InputError(f"the ImageNet weights could not be downloaded to {folder}, or read there ({error}); delete a "
-                         f"broken file, give --pretrained_model a file, or none to start from random weights") from None
+                         f"broken file, give a file of weights, or none to start from random weights",
+                         about="pretrained") from None
 
 
-def load_encoder(encoder, weights):
-    """Copies the weights that fit into the encoder. Returns lines that say what was loaded, missing and left over.
+def load_encoder(encoder: nn.Module, weights: EncoderWeights) -> list[str]:
+    """Copies the weights that fit into the encoder. Returns lines that report what was loaded, what was missing, and what was left over.
 
     Raises InputError if nothing fits: training from random weights by mistake is a day lost.
     """
@@ -99,6 +103,6 @@ def load_encoder(encoder, weights):
     return lines
 
 
-def some(names, limit=4):
+def some(names: Sequence[str], limit: int = 4) -> str:
     """The first few names as text."""
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

@@ -5,40 +5,38 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
+from utils.distributed import ProcessGroup
 from utils.errors import InputError, StepInterrupted, first_line
-from VOC12.transforms import to_network
+from VOC12.transforms import Sample, to_network
 
 TYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
-def add_device_options(parser):
-    """--gpu and --type, the same in every command."""
-    parser.add_argument("--gpu", type=int, default=0, help="index of the CUDA device, -1 for the CPU")
-    parser.add_argument("--type", choices=TYPES, default="float32",
-                        help="float16 and bfloat16 are mixed precision (autocast); float64 computes in double")
+def select_device(gpu: int, log: Callable[[str], None] = print, local_rank: int | None = None) -> torch.device:
+    """Index of a CUDA device -> torch.device. -1 is the CPU; a machine without CUDA uses the CPU and logs that.
 
-
-def select_device(gpu, log=print, local_rank=None):
-    """--gpu -> torch.device. -1 is the CPU; a machine without CUDA uses the CPU and says so.
-
-    local_rank: the process's number on its machine if torchrun started it, and then its GPU's.
+    local_rank: the process's number on its machine if torchrun started it, and then its GPU's. Raises InputError for a
+    device that does not exist.
     """
     if gpu < -1:
-        raise InputError(f"--gpu is {gpu}; give the index of a device, or -1 for the CPU")
+        raise InputError(f"the device is {gpu}; give the index of a GPU, or -1 for the CPU", about="gpu")
     if local_rank is not None and gpu != -1 and torch.cuda.is_available():
         if gpu > 0:
-            raise InputError(f"--gpu is {gpu}, but torchrun's processes take a GPU each, counted from 0; leave --gpu "
-                             f"out (CUDA_VISIBLE_DEVICES chooses GPUs), or give -1 for the CPU")
+            raise InputError(f"the device is GPU {gpu}, but each of torchrun's processes takes its own GPU, counted "
+                             f"from 0; leave the option out (CUDA_VISIBLE_DEVICES chooses GPUs), or give -1 for the "
+                             f"CPU", about="gpu")
         if local_rank >= torch.cuda.device_count():
             raise InputError(f"there are more processes on this machine than its {torch.cuda.device_count()} CUDA "
-                             f"devices; give torchrun --nproc_per_node={torch.cuda.device_count()}, or --gpu -1")
+                             f"devices; start as many as there are devices, or give -1 for the CPU", about="gpu")
         gpu = local_rank
     if gpu == -1 or not torch.cuda.is_available():
         if gpu != -1:
@@ -46,14 +44,14 @@ def select_device(gpu, log=print, local_rank=None):
         keep_freed_memory()
         return torch.device("cpu")
     if gpu >= torch.cuda.device_count():
-        raise InputError(f"--gpu is {gpu}, but this machine has {torch.cuda.device_count()} CUDA devices, "
-                         f"counted from 0; give one of them, or -1 for the CPU")
+        raise InputError(f"the device is GPU {gpu}, but this machine has {torch.cuda.device_count()} CUDA devices, "
+                         f"counted from 0; give one of them, or -1 for the CPU", about="gpu")
     torch.cuda.set_device(gpu)
     torch.set_float32_matmul_precision("high")  # TF32, as in convolutions: the 1x1 ones are matrix products here
     return torch.device("cuda", gpu)
 
 
-def keep_freed_memory():
+def keep_freed_memory() -> None:
     """Makes glibc keep the memory that tensors free, for the next ones, instead of returning it to the system.
 
     Else every map of more than 32 MB is mapped anew, page by page, in every step. Elsewhere than on glibc, nothing.
@@ -65,58 +63,61 @@ def keep_freed_memory():
 
 
 class Precision:
-    """What `--type` means: `dtype` of the weights and images, autocast, and loss scaling for float16."""
+    """A type by name: `dtype` of the weights and images, autocast to `low`, and loss scaling for float16."""
 
-    def __init__(self, name, device):
+    def __init__(self, name: str, device: torch.device):
         self.low = TYPES[name] if name in ("float16", "bfloat16") else None
         self.dtype = torch.float64 if name == "float64" else torch.float32
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "float16")
 
-    def autocast(self):
+    def autocast(self) -> contextlib.AbstractContextManager:
         """The context for a forward pass and its loss."""
         if self.low is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.low)
 
-    def place(self, network):
+    def place(self, network: nn.Module) -> nn.Module:
         """The network on the device, in its type, channels last (the layout that convolutions are fastest in)."""
         return network.to(self.device, self.dtype, memory_format=torch.channels_last)
 
-    def batch(self, sample):
+    def batch(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
         """A batch of Samples -> image and label for the network, see `to_network`."""
         return to_network(sample, self.device, self.dtype)
 
 
-def seed_everything(seed):
+def seed_everything(seed: int) -> None:
     """Seeds Python, NumPy and torch on all devices."""
     random.seed(seed)
     np.random.seed(seed % 2 ** 32)
     torch.manual_seed(seed)
 
 
-def random_state(device):
+def random_state(device: torch.device) -> dict:
     """The state of the generators that a training step on `device` draws from: CPU tensors; "cuda" is None on a CPU."""
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None}
 
 
-def set_random_state(state, device):
+def set_random_state(state: dict, device: torch.device) -> None:
     """Restores what `random_state` returned, on whichever GPU the run continues."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def make_deterministic():
-    """--deterministic: only algorithms that give the same digits in every run, also on a GPU, where some do not."""
+def make_deterministic() -> None:
+    """From now on only algorithms that give the same digits in every run, also on a GPU, where some do not."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 
 
 @contextlib.contextmanager
-def explain_out_of_memory(advice, kind=StepInterrupted):
-    """Turns running out of memory into an InputError (`kind` of it) that says what to do. So too --deterministic."""
+def explain_out_of_memory(advice: str, kind: type[InputError] = StepInterrupted) -> Iterator[None]:
+    """Turns running out of memory into an InputError (`kind` of it) that says what to do.
+
+    The same for an operation without a deterministic algorithm, after make_deterministic.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -129,8 +130,8 @@ def explain_out_of_memory(advice, kind=StepInterrupted):
                        f"{advice}") from None
         if "deterministic implementation" not in str(error):
             raise
-        raise kind(f"--deterministic is impossible here ({str(error).split('.')[0]}); leave it out, or "
-                   f"take --gpu -1") from None
+        raise kind(f"deterministic algorithms are impossible here ({str(error).split('.')[0]}); do without them, or run "
+                   f"on the CPU", about="deterministic") from None
 
 
 class StopRequest:
@@ -141,9 +142,9 @@ class StopRequest:
     after the block.
     """
 
-    def __init__(self, team):
+    def __init__(self, group: ProcessGroup):
         self.requested = False
-        self.before, self.team = {}, team
+        self.before, self.group = {}, group
 
     def __enter__(self):
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -151,15 +152,15 @@ class StopRequest:
         return self
 
     def __exit__(self, *_):
-        if self.team.size == 1:  # else torchrun's signal, when another process has failed, would cut the last words off
+        if self.group.size == 1:  # else torchrun's signal, when another process has failed, would cut the last words off
             for number, handler in self.before.items():
                 signal.signal(number, handler)
 
     def handle(self, number, frame):
         """The signal handler."""
-        if self.requested and self.team.size == 1:
+        if self.requested and self.group.size == 1:
             raise KeyboardInterrupt
-        if self.team.main and not (self.requested or self.team.over):
+        if self.group.is_main and not (self.requested or self.group.failed):
             tqdm.write("stopping after this step or evaluation, and saving" +
-                       ("; once more stops at once, without saving" if self.team.size == 1 else ""))
+                       ("; once more stops at once, without saving" if self.group.size == 1 else ""))
         self.requested = True

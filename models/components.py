@@ -1,0 +1,51 @@
+"""Parts of a network by name: one that this program knows, or your own as `package.module:factory`.
+
+A name is what a checkpoint remembers of a part, so every part that it takes to rebuild a network has one.
+"""
+import importlib
+from collections.abc import Callable, Mapping
+
+from utils.errors import InputError
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is that of somebody's own part, package.module:factory, which has to be imported."""
+    return ":" in name
+
+
+def check_name(kind: str, name: str, known: Mapping[str, object]) -> None:
+    """Raises InputError unless the name is known or that of an own part. Imports nothing."""
+    if name not in known and not is_own(name):
+        raise InputError(f"unknown {kind} {name!r}; known are {', '.join(known)}, and your own is named "
+                         f"package.module:factory", about=kind)
+
+
+def find(kind: str, name: str, known: Mapping[str, Callable]) -> Callable:
+    """The factory (a class or a function) of a part of this kind, such as "backbone" or "connection".
+
+    Raises InputError if the name is unknown or cannot be imported.
+    """
+    check_name(kind, name, known)
+    if name in known:
+        return known[name]
+    module_name, _, factory_name = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), factory_name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # TypeError: a relative name
+        raise InputError(f"the {kind} {name!r} cannot be imported ({error}); check the name, and that its module is "
+                         f"on PYTHONPATH", about=kind) from error
+    if not callable(factory):
+        raise InputError(f"the {kind} {name!r} is a {type(factory).__name__}; name a class or a function", about=kind)
+    return factory
+
+
+def make(kind: str, name: str, known: Mapping[str, Callable], *arguments):
+    """Calls the factory of a part. Raises InputError where an own one does not take these arguments."""
+    factory = find(kind, name, known)
+    if not is_own(name):
+        return factory(*arguments)
+    try:
+        return factory(*arguments)
+    except TypeError as error:
+        raise InputError(f"the {kind} {name!r} cannot be called with {len(arguments)} arguments ({error}); "
+                         f"see docs/extending.md for the arguments of each part", about=kind) from error

@@ -1,0 +1,97 @@
+"""Pruning: strengths -> connectivity (paper section 3.4). A pure function of arrays; no torch."""
+from collections.abc import Sequence
+
+import numpy as np
+
+from models.connectivity import empty
+from utils.errors import InputError
+
+DEFAULT_THRESHOLD = 1e-3
+
+
+def prune(strengths: Sequence[np.ndarray], threshold: float = DEFAULT_THRESHOLD) -> np.ndarray:
+    """Strengths -> connectivity, in three steps.
+
+    strengths: L arrays of shape (l+1, 2), deepest first, in [0, 1]; returns bool (L, L, 2). Raises InputError for other
+    shapes or values. The result may be empty, or lack an input of the finest stage: see `require_input`.
+    """
+    strengths = [np.asarray(p) for p in strengths]
+    check_strengths(strengths, threshold)
+    kept = keep_used(strengths, threshold)
+    merge_duplicates(kept)
+    drop_subsets(kept)
+    return kept
+
+
+def require_input(kept: np.ndarray, strengths: Sequence[np.ndarray], threshold: float) -> None:
+    """Raises InputError if pruning left the finest stage without input: then there is no network."""
+    if not kept[-1].any():
+        strongest = max(float(np.max(p)) for p in strengths)
+        raise InputError(f"nothing is left at the threshold {threshold:g}: the finest stage keeps no input (its "
+                         f"strongest strength is {float(np.max(strengths[-1])):.3g}, the strongest of all "
+                         f"{strongest:.3g}); lower the threshold, or search with a smaller weight of the sparse loss")
+
+
+def check_strengths(strengths: Sequence[np.ndarray], threshold: float) -> None:
+    """Raises InputError unless the strengths are L finite arrays (l+1, 2) in [0, 1] and the threshold fits them."""
+    if not strengths:
+        raise InputError("there are no strengths to prune; give one array (l+1, 2) for each stage l")
+    check_threshold(threshold)
+    for l, p in enumerate(strengths):
+        if p.shape != (l + 1, 2):
+            raise InputError(f"the strengths of stage {l} have the shape {p.shape}; expected {(l + 1, 2)}")
+        if not (np.isfinite(p).all() and (p >= 0).all() and (p <= 1).all()):
+            raise InputError(f"the strengths of stage {l} go from {p.min()} to {p.max()}; expected 0 to 1")
+
+
+def keep_used(strengths: Sequence[np.ndarray], threshold: float) -> np.ndarray:
+    """Step 1, finest stage first: what is above the threshold, in stages that the finest stage depends on."""
+    kept = empty(len(strengths))
+    used = {len(strengths) - 1}
+    for l in reversed(range(len(strengths))):
+        if l in used:
+            kept[l, :l + 1] = strengths[l] > threshold
+            used.update(np.flatnonzero(kept[l, 1:, 1]).tolist())  # decoder-side source j is stage j - 1
+    return kept
+
+
+def merge_duplicates(kept: np.ndarray) -> None:
+    """Step 2, deepest stage first, in place: stages that read the same become one; what reads nothing is dropped."""
+    finest = len(kept) - 1
+    for l in range(finest):
+        if not kept[l].any():
+            kept[:, l + 1, 1] = False
+            continue
+        for other in range(l + 1, finest):
+            if (kept[other] == kept[l]).all():
+                kept[other] = False
+                kept[:, l + 1, 1] |= kept[:, other + 1, 1]
+                kept[:, other + 1, 1] = False
+
+
+def drop_subsets(kept: np.ndarray) -> None:
+    """Step 3, second-finest stage first, in place: a deeper stage that adds no input and no reader is dropped."""
+    for l in reversed(range(len(kept) - 1)):
+        for deeper in range(l):
+            no_new_input = not (kept[deeper] & ~kept[l]).any()
+            no_new_reader = not (kept[:, deeper + 1, 1] & ~kept[:, l + 1, 1]).any()
+            if no_new_input and no_new_reader:
+                kept[deeper] = False
+                kept[:, deeper + 1, 1] = False
+
+
+def check_threshold(threshold: float) -> None:
+    """Raises InputError unless strengths, which are in [0, 1], can be above the threshold."""
+    if not 0 <= threshold < 1:
+        raise InputError(f"the threshold is {threshold}; strengths are between 0 and 1, so give one from 0 to below 1",
+                         about="threshold")
+
+
+def gap(strengths: Sequence[np.ndarray], threshold: float) -> tuple[float | None, float | None]:
+    """(largest strength at or below the threshold, smallest above it); None where there is none.
+
+    Both follow from the threshold alone: a connection above it can still be dropped, with a stage that nothing reads.
+    """
+    values = np.concatenate([p.ravel() for p in strengths])
+    dropped, kept = values[values <= threshold], values[values > threshold]
+    return (dropped.max() if len(dropped) else None), (kept.min() if len(kept) else None)

@@ -1,0 +1,118 @@
+"""The state of a run: all that changes while it proceeds, saved and restored as a whole."""
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from utils.errors import InputError, first_line
+from utils.runtime import Precision, random_state, set_random_state
+from utils.tensor_files import check_tensor
+
+RELEASED_ITERATIONS = 33_100  # 50 epochs of trainaug, batch 16
+
+
+class NotFinite(Exception):
+    """The loss or the weights are no longer finite; the message states where."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """"Poly" learning rate, (1 - i/N)^gamma of each group's `initial_lr`, and the strengths' annealing.
+
+    The strengths stand still for the first `warmup` of the iterations; their poly schedule and annealing take the rest.
+    All of it follows from the iteration, so a resumed run needs nothing but its number.
+    """
+    iterations: int
+    gamma: float
+    warmup: float = 0.0
+    beta_end: float = 50.0
+
+    def apply(self, iteration: int, optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
+        """Sets what iteration `iteration` (from 0; N after the last) runs with."""
+        progress = iteration / self.iterations
+        late = (progress - self.warmup) / (1 - self.warmup)
+        for group in optimizer.param_groups:
+            share = late if group.get("name") == "strengths" else progress
+            group["lr"] = group["initial_lr"] * (1 - share) ** self.gamma if share >= 0 else 0.0
+        if hasattr(network, "strengths"):
+            network.strengths.anneal(max(late, 0.0), self.beta_end)
+
+
+def make_optimizer(network: nn.Module, lr: float, decoder_multiplier: float, strength_multiplier: float,
+                   momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """SGD: the encoder at `lr`, the rest at `lr` times decoder_multiplier, the strengths at that times their own."""
+    groups = [{"params": network.encoder_parameters(), "lr": lr, "name": "encoder"},
+              {"params": network.decoder_parameters(), "lr": lr * decoder_multiplier, "name": "decoder"}]
+    if network.strength_parameters():
+        groups.append({"params": network.strength_parameters(), "lr": lr * decoder_multiplier * strength_multiplier,
+                       "name": "strengths", "weight_decay": weight_decay if network.strengths.decays else 0.0})
+    for group in groups:
+        group["initial_lr"] = group["lr"]
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+
+
+class TrainingState:
+    """Network, optimizer, schedule, and how far the run is."""
+
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, precision: Precision):
+        self.network, self.optimizer, self.schedule, self.precision = network, optimizer, schedule, precision
+        self.iteration, self.best_m_iou = 0, -1.0
+        self.evaluated_at = None  # iteration
+        # of this epoch's training images so far: int64 (classes, classes)
+        self.train_confusion = torch.zeros(network.num_classes, network.num_classes, dtype=torch.int64,
+                                           device=precision.device)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all iterations are done."""
+        return self.iteration == self.schedule.iterations
+
+    def apply_schedule(self) -> None:
+        """Sets the learning rates and the annealing of the next iteration."""
+        self.schedule.apply(self.iteration, self.optimizer, self.network)
+
+    def check_finite(self) -> None:
+        """Raises NotFinite, naming it, if a tensor of the network is not finite."""
+        for name, value in self.network.state_dict().items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise NotFinite(f"{name} is no longer finite after iteration {self.iteration}")
+
+    def state_dict(self) -> dict:
+        """All that rebuilds the network and continues the run, as tensors and plain values."""
+        return {"iter": self.iteration, "iterations": self.schedule.iterations, "model": self.network.config(),
+                "state_dict": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "scaler": self.precision.scaler.state_dict(), "random_state": random_state(self.precision.device),
+                "best_m_iou": self.best_m_iou, "evaluated_at": self.evaluated_at,
+                "train_confusion": self.train_confusion}
+
+    def load_state_dict(self, content: Mapping, path: str) -> None:
+        """Continues where `state_dict` was called; the network has its weights already. path: of the file, for errors.
+
+        Raises InputError if the optimizer or another state does not belong to such a run.
+        """
+        try:
+            self._load_optimizer(content["optimizer"], path)
+            self.precision.scaler.load_state_dict(content["scaler"])
+            self.train_confusion.copy_(content["train_confusion"])
+            set_random_state(content["random_state"], self.precision.device)
+        except InputError:
+            raise
+        except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise InputError(f"{path} cannot be resumed: the state of its optimizer or of its random numbers is "
+                             f"damaged, or of another run ({first_line(error)}); resume another checkpoint") from None
+        self.iteration, self.best_m_iou = content["iter"], content["best_m_iou"]
+        self.evaluated_at = content.get("evaluated_at", self.iteration)  # older runs did not store it
+
+    def _load_optimizer(self, state: Mapping, path: str) -> None:
+        """Loads the optimizer's state. The fused SGD writes out of bounds where a momentum has another shape."""
+        own = self.optimizer.state_dict()["param_groups"]  # rates and so on follow from the run's settings
+        groups = [{**group, "params": saved["params"]} for group, saved in zip(own, state["param_groups"], strict=True)]
+        self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                buffer = self.optimizer.state[parameter].get("momentum_buffer")
+                if buffer is not None:
+                    check_tensor("momentum", buffer, parameter, path)
+                    if buffer.shape != parameter.shape:
+                        raise ValueError(f"a momentum has the shape {tuple(buffer.shape)}")
