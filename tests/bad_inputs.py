@@ -184,7 +184,7 @@ def checkpoint_cases(lab):
                                ("a folder", "folder", "folder")):
         yield what, [*lab.evaluation, "--pretrained_model", lab.root / file], *words
     image = lab.data / "img/n5.jpg"
-    yield "of training, to prune", [*lab.prune, lab.train], "is of training"
+    yield "of training, to prune", [*lab.prune, lab.train], "is of a training"
     yield "strengths of which nothing is left", [*lab.prune, lab.root / "weak.pth.tar"], "nothing is left"
     yield "other classes", [*lab.evaluation, "--n_class", 4], "classes 3", "4 was given"
     yield "another depth", [*lab.prune, lab.search, "--depth", 8], "depth 4", "8 was given"
@@ -237,7 +237,7 @@ def flag_cases(lab):
                                  ([*lab.prepare, lab.root], "--trainaug_count", "all")):
         yield f"{command[0]} {flag} {value}", [*command, flag, value], flag.strip("-")
     yield "predict.py ''", [*image, ""], "images is empty"
-    yield "measure.py --size 8 64", [MEASURE, "unet", "--size", 8, 64], "--size has 8"
+    yield "measure.py --size 8 64", [MEASURE, "unet", "--size", 8, 64], "--size is 8"
     yield "export.py --out n.tflite", [*lab.export, lab.root / "n.tflite"], ".onnx or .pt2"
     yield "export.py --out below a file", [*lab.export, lab.root / "empty/n.pt2"], "cannot write"
     yield "predict.py --out a file", [*image, "--out", lab.root / "empty"], "cannot write"
