@@ -10,10 +10,10 @@ import shutil
 from typing import NamedTuple
 
 import numpy as np
-from bad_files import broken_archives, broken_images, broken_labels, broken_mats, make_files
-from conftest import TINY, folders
 from PIL import Image
 
+from bad_files import broken_archives, broken_images, broken_labels, broken_mats, make_files
+from conftest import TINY, folders
 from utils.cli import explain, parse
 from utils.errors import InputError
 
