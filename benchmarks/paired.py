@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("models", "utils", "VOC12")
 NAMES = ("models", "models.connectivity", "models.losses", "models.inference")
 KINDS = ("search", "train", "inference")
+TYPES = ("float32", "bfloat16")
 
 
 def load_version(root: Path) -> dict:
@@ -116,20 +117,21 @@ def main():
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--types", nargs="+", choices=TYPES, default=TYPES)
     parser.add_argument("--no_memory", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     before, now = load_version(args.against.resolve()), load_version(ROOT)
     print(machine(torch.device("cpu")))
     print_table(("work", "before", "now", "speed, before / now"),
-                ((f"{kind}, {'bfloat16' if low else 'float32'}", *compare(before, now, kind, low, args.rounds))
-                 for kind in args.kinds for low in (False, True)),
+                ((f"{kind}, {name}", *compare(before, now, kind, name == "bfloat16", args.rounds))
+                 for kind in args.kinds for name in args.types),
                 lambda name, a, b, ratio: (name, milliseconds(a), milliseconds(b), f"{ratio:.2f}x"))
     if not args.no_memory:
         print_table(("peak memory", "before", "now", "now / before"),
-                    ((f"{kind}, {'bfloat16' if low else 'float32'}",
-                      *(memory(root, kind, low, args.threads) for root in (args.against.resolve(), ROOT)))
-                     for kind in args.kinds for low in (False, True)),
+                    ((f"{kind}, {name}", *(memory(root, kind, name == "bfloat16", args.threads)
+                                           for root in (args.against.resolve(), ROOT)))
+                     for kind in args.kinds for name in args.types),
                     lambda name, a, b: (name, f"{a:.0f} MiB", f"{b:.0f} MiB", f"{b / a:.2f}x"))
 
 

@@ -22,7 +22,6 @@ from models.layers import BatchNorm2d
 
 ENCODER, DECODER = 0, 1  # the two sides of a stage's inputs, as in the last axis of a connectivity
 SIDE_NAMES = ("down_convs", "up_convs")  # their names in the released state dicts
-GLOBAL = None  # stands for the stride of G, a 1x1 map
 
 
 def conv1x1(in_channels: int, depth: int) -> nn.Conv2d:
@@ -34,7 +33,7 @@ class Stage(nn.Module):
     """One decoder stage. Another fusion of its inputs is a subclass with another `forward`, see docs/extending.md.
 
     connections: {(source, side): module}, one for each input, each (N, C, h, w) -> (N, depth, h, w).
-    strides: {(source, side): stride}, what the encoder declares of each input; GLOBAL for G.
+    strides: {(source, side): stride}, what the encoder declares of each input; G counts as a map of E[0]'s stride.
     stride: of the stage itself.
     """
 
@@ -55,19 +54,21 @@ class Stage(nn.Module):
         for place in self.inputs:
             y, stride = self.connect(place, features, strengths), self.strides[place]
             sums[stride] = sums[stride] + y if stride in sums else y
-        return self.bn(sum(self.resize(y, stride, size) for stride, y in sums.items()))
+        coarsest, *finer = sorted(sums, reverse=True)
+        total = self.resize(sums[coarsest], coarsest, size)
+        for stride in finer:
+            total += self.resize(sums[stride], stride, size)  # in place: it is a new map, made by the first resize
+        return self.bn(total.expand(-1, -1, *size))  # G alone is 1x1, and becomes a constant map
 
     def connect(self, place: tuple, features: dict, strengths: torch.Tensor | None = None) -> torch.Tensor:
         """What one connection contributes at the resolution of its source: (N, depth, h, w), times 2p in the search."""
         y = self.connection(*place)(features[place])
         return y if strengths is None else 2 * strengths[place] * y
 
-    def resize(self, y: torch.Tensor, stride: int | None, size: Sequence[int]) -> torch.Tensor:
-        """A map of that stride -> (N, depth, *size): bilinear, align_corners=True. A 1x1 map becomes a constant one."""
+    def resize(self, y: torch.Tensor, stride: int, size: Sequence[int]) -> torch.Tensor:
+        """A map of that stride -> (N, depth, *size): bilinear, align_corners=True."""
         if stride == self.stride:
             return y
-        if stride is GLOBAL:
-            return y.expand(-1, -1, *size)
         return F.interpolate(y, size=tuple(size), mode="bilinear", align_corners=True)
 
     def connection(self, source: int, side: int) -> nn.Module | None:
@@ -92,7 +93,7 @@ class Decoder(nn.ModuleDict):
                 if side == ENCODER:
                     in_channels, stride = channels[source], strides[source]
                 elif source == 0:
-                    in_channels, stride = channels[0], GLOBAL
+                    in_channels, stride = channels[0], strides[0]
                 else:
                     in_channels, stride = depth, strides[source - 1]
                 connections[source, side] = make_connection(in_channels, depth)

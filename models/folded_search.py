@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.decoder import DECODER, ENCODER, GLOBAL, Decoder, Stage, global_average
+from models.decoder import DECODER, ENCODER, Decoder, Stage, global_average
 from models.layers import BatchNorm2d, moments, pixels, resize, update_statistics
 from models.sync_bn import SyncBatchNorm2d, shared_statistics
 
+GLOBAL = float("inf")  # stands for the stride of what is 1x1: G, and constants
 MANY_PIXELS = 8  # per output channel: from there on the statistics of W x are cheaper from those of x
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -74,7 +75,7 @@ def decode(decoder: Decoder, taps: Sequence[torch.Tensor], strengths: Sequence[t
             if feature is None or not readers:
                 continue
             x = F.relu6(feature)
-            stride = decoder.stage(readers[0][0]).strides[l, side]
+            stride = GLOBAL if (l, side) == (0, DECODER) else decoder.stage(readers[0][0]).strides[l, side]
             for (reader, _), (part, constant) in zip(readers, project(x, readers, strengths, l, side)):
                 summands[reader].setdefault(stride, []).append(part)
                 if constant is not None:
@@ -132,7 +133,7 @@ def fuse(stage: Stage, summands: dict, size: Sequence[int]) -> torch.Tensor:
     in two steps equals growing in one then, and is cheaper.
     """
     waiting = []
-    for stride in sorted(summands, key=lambda stride: (stride is GLOBAL, stride), reverse=True):  # coarsest first
+    for stride in sorted(summands, reverse=True):  # coarsest first
         here = size if stride == stage.stride else size_of(summands[stride][0])
         ready = [x for x in waiting if stride == stage.stride or contains(here, x.shape[2:])]
         waiting = [x for x in waiting if not any(x is y for y in ready)]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from models.decoder import Stage
 from models.layers import resize
 from models.mobilenet_v2 import MIN_SIZE
 from utils.errors import InputError
@@ -34,6 +35,8 @@ def folded(network: nn.Module) -> nn.Module:
     """A copy in evaluation mode whose BNs are folded into the convolutions before them, where there is one."""
     network = copy.deepcopy(network).eval().requires_grad_(False)
     for module in network.modules():
+        if type(module) is Stage:
+            fold_stage(module)
         for convolution, norm in getattr(module, "folds", ()):
             if hasattr(module, norm):
                 fold(module, convolution, norm)
@@ -46,6 +49,19 @@ def fold(module: nn.Module, convolution: str, norm: str) -> None:
     conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps,
                                                   bn.weight, bn.bias)
     setattr(module, norm, nn.Identity())
+
+
+def fold_stage(stage: Stage) -> None:
+    """Puts the BN of a stage into its connections, if all are convolutions: resizing keeps a scale and a constant."""
+    convolutions, bn = [stage.connection(*place) for place in stage.inputs], stage.bn
+    if not all(type(conv) is nn.Conv2d for conv in convolutions):
+        return
+    for i, conv in enumerate(convolutions):
+        shift = bn.running_mean, bn.bias  # of the sum, so of one connection only
+        mean, bias = shift if i == 0 else map(torch.zeros_like, shift)
+        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, bn.running_var, bn.eps, bn.weight,
+                                                      bias)
+    stage.bn = nn.Identity()
 
 
 class TestTimeAugmentation:
