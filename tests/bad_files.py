@@ -8,7 +8,7 @@ import scipy.io
 import torch
 from PIL import Image
 
-from conftest import tiny_data
+from helpers import tiny_data
 from models import FullyDenseNetwork, SparseMask, connectivity
 
 

@@ -3,9 +3,6 @@
 Most are tried in this process, for the speed of it; test_commands.py shows that a command turns an InputError into one
 line and exit code 2.
 """
-import contextlib
-import importlib
-import io
 import shutil
 from typing import NamedTuple
 
@@ -13,9 +10,7 @@ import numpy as np
 from PIL import Image
 
 from bad_files import broken_archives, broken_images, broken_labels, broken_mats, make_files
-from conftest import TINY, folders
-from utils.cli import explain, parse
-from utils.errors import InputError
+from helpers import TINY, call, folders
 
 TRAIN, PRUNE, EVAL, PREDICT = "train_sparse_mask.py", "prune.py", "eval_sparse_mask.py", "predict.py"
 DRAW, MEASURE, EXPORT = "draw.py", "measure.py", "export.py"
@@ -28,29 +23,6 @@ class Case(NamedTuple):
     what: str
     command: list
     words: list
-
-
-class Outcome(NamedTuple):
-    """code: of the exit, 0 for input that is harmless. said: the sentence, or the lines that name each failed file."""
-    code: int
-    said: str
-
-
-def try_out(case):
-    """Runs a command with bad input. Returns its Outcome; a bug of ours is raised, as a traceback would show it."""
-    script, *options = map(str, case.command)
-    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
-    screen = io.StringIO()
-    with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
-        parser = module.build_parser()
-        try:
-            code = module.main(parse(parser, options)) or 0
-        except InputError as error:
-            return Outcome(2, explain(error, parser))
-        except SystemExit as exit:  # argparse
-            return Outcome(exit.code, screen.getvalue().strip().splitlines()[-1].partition("error: ")[2])
-    lines = [line.rpartition("\r")[2].strip() for line in screen.getvalue().splitlines()]
-    return Outcome(code, " / ".join(line for line in lines if line and "%|" not in line))
 
 
 class Lab:
@@ -266,9 +238,9 @@ def wrong(case, outcome):
     """What is wrong with the outcome of bad input, or an empty string."""
     if outcome.code not in (1, 2):
         return f"exit code {outcome.code}"
-    if outcome.code == 2 and "\n" in outcome.said:
+    if outcome.code == 2 and "\n" in outcome.text:
         return "more than one line"
-    return ", ".join(f"no {word!r}" for word in case.words if word not in outcome.said)
+    return ", ".join(f"no {word!r}" for word in case.words if word not in outcome.text)
 
 
 def made_by_hostile_files(root):
@@ -282,12 +254,13 @@ def print_table(root):
     counts = {}
     print("| kind | what is wrong | exit code | sentence |\n|---|---|---|---|")
     for case in make_cases(root):
-        outcome = try_out(case)
+        outcome = call(*case.command)
         assert not wrong(case, outcome), (case, outcome)
-        print(f"| {case.kind} | {case.what} | {outcome.code} | {outcome.said.replace(f'{root}/', '')} |")
+        sentences = " / ".join(outcome.text.splitlines())
+        print(f"| {case.kind} | {case.what} | {outcome.code} | {sentences.replace(f'{root}/', '')} |")
         counts[case.kind] = counts.get(case.kind, 0) + 1
     for what, command in harmless(root):
-        assert try_out(Case("", what, command, [])).code == 0, what
+        assert call(*command).code == 0, what
         print(f"| harmless | {what} | 0 | (it works) |")
     assert not made_by_hostile_files(root)
     print(f"\n{sum(counts.values())} bad inputs: {', '.join(f'{n} {kind}' for kind, n in counts.items())}; "

@@ -1,94 +1,17 @@
-"""Small, seeded inputs that several tests use. Tests run from any folder."""
-import sys
-import zlib
-from pathlib import Path
-
-import numpy as np
+"""Fixtures of all tests."""
 import pytest
 import torch
-from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-# Options of a run on the images of `tiny_data`, on a CPU.
-TINY = ["--pretrained_model", "none", "--gpu", "-1", "--depth", "4", "--n_class", "3", "--crop_size", "64",
-        "--batch_size", "2", "--n_worker", "0", "--log_interval", "1"]
-PARITY = Path(__file__).parent / "parity"
-sys.path.insert(0, str(ROOT))
-torch.set_num_threads(1)  # the inputs are tiny, and one thread keeps the order of the sums
+from helpers import tiny_data
 
 
 @pytest.fixture(autouse=True)
 def seed():
+    """Every test draws the same random numbers, whichever ran before it."""
     torch.manual_seed(0)
-
-
-def filled(state):
-    """A state dict whose every float tensor is a pure function of its name and shape: what the parity figures use."""
-    out = {}
-    for name, tensor in state.items():
-        if not tensor.is_floating_point():
-            out[name] = tensor.clone()
-            continue
-        rng = np.random.default_rng(zlib.crc32(name.encode()))
-        leaf = name.rpartition(".")[2]
-        values = rng.standard_normal(tuple(tensor.shape))
-        if leaf == "_weight_":
-            values = rng.uniform(0.05, 1.95, tuple(tensor.shape))
-        elif tensor.ndim == 4:
-            values *= np.sqrt(2.0 / np.prod(tensor.shape[1:]))
-        elif leaf == "weight":
-            values = 1 + 0.1 * values
-        elif leaf == "running_var":
-            values = 1 + 0.1 * np.abs(values)
-        else:
-            values *= 0.1
-        out[name] = torch.from_numpy(values.astype(np.float32))
-    return out
-
-
-def parity_batch(figures):
-    """The image (N, 3, H, W) and label (N, H, W) that the parity figures were computed on."""
-    rng = np.random.default_rng(int(figures["x_seed"]))
-    n, h, w = figures["shape"]
-    image = rng.standard_normal((n, 3, h, w)).astype(np.float32)
-    label = rng.integers(0, int(figures["classes"]), (n, h, w))
-    label[rng.random((n, h, w)) < 0.1] = 255
-    return torch.from_numpy(image), torch.from_numpy(label)
-
-
-def random_batch(size=(33, 47), n=2, classes=5, seed=0):
-    """A random normalized image (n, 3, *size) and label (n, *size) with a void corner."""
-    generator = torch.Generator().manual_seed(seed)
-    label = torch.randint(0, classes, (n, *size), generator=generator)
-    label[:, :3, :3] = 255
-    return torch.randn(n, 3, *size, generator=generator), label
-
-
-def tiny_data(root):
-    """Five training and two validation images of bright squares, as anyone's own data: folders and lists."""
-    (root / "img").mkdir()
-    (root / "gt").mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(7):
-        image, label = rng.integers(0, 60, (70, 76, 3), dtype=np.uint8), np.zeros((70, 76), np.uint8)
-        for value in (1, 2):
-            y, x = rng.integers(0, 50, 2)
-            image[y:y + 20, x:x + 20, value] = 220
-            label[y:y + 20, x:x + 20] = value
-        Image.fromarray(image).save(root / "img" / f"n{i}.jpg")
-        Image.fromarray(label).save(root / "gt" / f"n{i}.png")
-    (root / "train.txt").write_text("".join(f"n{i}\n" for i in range(5)))
-    (root / "val.txt").write_text("n5\nn6\n")
-    (root / "names.txt").write_text("ground\ngreen square\nblue square\n")
-    return root
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
     """`tiny_data` in a temporary folder."""
     return tiny_data(tmp_path_factory.mktemp("data"))
-
-
-def folders(data, train=True):
-    options = ["--im_path", data / "img", "--gt_path", data / "gt", "--eval_list", data / "val.txt"]
-    return options + (["--training_list", data / "train.txt"] if train else [])

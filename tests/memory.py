@@ -12,9 +12,9 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
-from conftest import TINY, folders, tiny_data
-
-import train_sparse_mask
+from helpers import TINY, folders, tiny_data
+from train_sparse_mask import build_parser
+from train_sparse_mask import main as train
 from utils.cli import parse
 from utils.run_log import RunLog
 
@@ -45,11 +45,11 @@ def watch(steps, root, every):
                 seen[run.iteration] = state()
 
     with mock.patch("train_sparse_mask.RunLog", Watching):
-        args = parse(train_sparse_mask.build_parser(), list(map(str, [
+        args = parse(build_parser(), list(map(str, [
             "--mask_path", "published", *TINY, *folders(data), "--max_epoch", -(-steps // 3), "--n_worker", 1,
             "--eval_interval", 5, "--log_interval", 10, "--lr", 1e-4, "--exp_path", root / "runs"])))
         with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
-            code = train_sparse_mask.main(args)
+            code = train(args)
     if code:
         raise RuntimeError(f"the run ended with {code}")
     gc.collect()

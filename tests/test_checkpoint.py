@@ -4,14 +4,14 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import random_batch
 
+from helpers import random_batch
 from models import FullyDenseNetwork, SparseMask, connectivity
-from utils.pretrained import find_encoder_weights, load_encoder
 from utils.checkpoint import read_checkpoint
-from utils.tensor_files import save_file
 from utils.errors import InputError
 from utils.files import write_atomically
+from utils.pretrained import find_encoder_weights, load_encoder
+from utils.tensor_files import save_file
 
 
 def released(network, path):

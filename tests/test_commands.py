@@ -12,10 +12,9 @@ import time
 import numpy as np
 import pytest
 import torch
-from bad_inputs import Case, try_out
-from conftest import ROOT, TINY, folders
 from PIL import Image
 
+from helpers import ROOT, TINY, call, folders, only_run, run
 from models import SparseMask, connectivity
 from utils.checkpoint import read_checkpoint
 from utils.cli import parse
@@ -25,21 +24,6 @@ from utils.strengths_file import read_strengths
 
 SCRIPTS = ("train_sparse_mask.py", "prune.py", "eval_sparse_mask.py", "predict.py", "draw.py", "measure.py",
            "export.py")
-
-
-def run(*command, code=0):
-    """Runs a script of the repository; returns what it printed. One thread: the inputs are tiny."""
-    result = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, text=True, capture_output=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
-    assert result.returncode == code, result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
-    return result.stdout + result.stderr
-
-
-def only_run(path):
-    runs = list(path.iterdir())
-    assert len(runs) == 1
-    return runs[0]
 
 
 @pytest.fixture(scope="session")
@@ -356,16 +340,16 @@ def test_a_damaged_state_is_not_resumed(path, tmp_path, words, change):
     content = torch.load(path["checkpoint"], weights_only=True)
     change(content)
     torch.save(content, tmp_path / "checkpoint_6.pth.tar")
-    outcome = try_out(Case("checkpoint", words, ["train_sparse_mask.py", "--resume", tmp_path], []))
-    assert outcome.code == 2 and words in outcome.said and "\n" not in outcome.said
+    outcome = call("train_sparse_mask.py", "--resume", tmp_path)
+    assert outcome.code == 2 and words in outcome.text and "\n" not in outcome.text
 
 
 def test_a_damaged_log_is_put_aside(path, tmp_path):
     shutil.copytree(path["search"], tmp_path / "run")
     for name, text in (("tensorboard.json", "[1, 2]"), ("strengths.csv", "iteration,a\nhello,world\n")):
         (tmp_path / "run" / name).write_text(text)
-    outcome = try_out(Case("", "", ["train_sparse_mask.py", "--resume", tmp_path / "run"], []))
-    assert outcome.code == 0 and outcome.said.count("is damaged") == 2
+    outcome = call("train_sparse_mask.py", "--resume", tmp_path / "run")
+    assert outcome.code == 0 and outcome.text.count("is damaged") == 2
     assert (tmp_path / "run/tensorboard.json.damaged").read_text() == "[1, 2]"
 
 

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, TINY, folders, random_batch
 from PIL import Image
 
+from helpers import ROOT, TINY, folders, only_run, random_batch
 from models import FullyDenseNetwork, SparseMask, connectivity
 from models.layers import BatchNorm2d
 from models.sync_bn import SyncBatchNorm2d, synchronize_bn
@@ -38,12 +38,6 @@ def run(*command, processes=2, fails=False):
     assert (process.returncode != 0) == fails, printed
     assert printed.count("Traceback") == int(fails and processes > 1), printed  # torchrun's own
     return printed
-
-
-def only_run(path):
-    runs = list(path.iterdir())
-    assert len(runs) == 1
-    return runs[0]
 
 
 def curve(folder, tag):
@@ -202,7 +196,7 @@ def test_synchronized_bn_of_one_process_is_bn():
         (y * x.flip(2)).sum().backward()
         norm(x[:1, :, :1, :1])  # a single value has no variance
         outputs.append((y, leaf.grad, norm.weight.grad, norm.running_mean, norm.running_var, norm.num_batches_tracked))
-    for one, other in zip(*outputs):
+    for one, other in zip(*outputs, strict=True):
         assert torch.allclose(one.double(), other.double(), rtol=0, atol=1e-12)
 
 
@@ -218,7 +212,7 @@ def test_synchronized_supernet_of_one_process_is_the_supernet():
         logits.square().sum().backward()
         results.append((logits, network.strength_parameters()[8].grad, network.fc_conv.weight.grad,
                         network.decoders.stage(8).down_convs["0"][1].running_var))
-    for one, other in zip(*results):
+    for one, other in zip(*results, strict=True):
         assert torch.allclose(one, other, rtol=1e-6, atol=1e-9)
 
 

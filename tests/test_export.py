@@ -5,12 +5,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, random_batch
 
+from helpers import ROOT, random_batch, randomize
 from models import SparseMask, connectivity
 from utils.errors import InputError
 from utils.exporting import ONNX_FROM, Deployed, export_onnx, export_torch, metadata, require_equal
-from test_networks import randomize
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,12 @@ import functools
 import numpy as np
 import pytest
 import torch
-from conftest import random_batch
 
 from benchmarks.plain import plain_forward, plain_resize
-from models import FullyDenseNetwork, SparseMask, connectivity
-from models import folded_search, pruning
-from models.inference import for_inference
+from helpers import random_batch, randomize
+from models import FullyDenseNetwork, SparseMask, connectivity, folded_search, pruning
 from models.folded_search import projected_moments
+from models.inference import for_inference
 from models.losses import pixel_cross_entropy, resize_logits, total_sparse_loss
 from utils.errors import InputError
 
@@ -24,18 +23,9 @@ def build(kind, depth=8, classes=5):
     return SparseMask(connectivity.NAMED[kind](), depth=depth, num_classes=classes)
 
 
-def randomize(network):
-    """BN statistics, scales and strengths that are not at their start, so that a slip in any of them shows."""
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            for tensor in (module.weight.data, module.running_var):
-                tensor.uniform_(0.5, 1.5)
-            for tensor in (module.bias.data, module.running_mean):
-                tensor.normal_(std=0.1)
-    if isinstance(network, FullyDenseNetwork):
-        for parameter in network.strength_parameters():
-            parameter.data.uniform_(0.1, 1.9)
-    return network
+def named(name):
+    """For assert_close: its message with a name before it."""
+    return lambda message: f"{name}: {message}"
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "clamp", "published", "unet", "fcn", "full"])
@@ -50,9 +40,9 @@ def test_equals_the_plain_reading_in_values_gradients_and_statistics(kind, size)
         loss.backward()
     for (name, a), (_, b) in zip(ours.named_parameters(), plain.named_parameters(), strict=True):
         if a.requires_grad:
-            torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=1e-8, msg=lambda m: f"{name}: {m}")
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=1e-8, msg=named(name))
     for (name, a), (_, b) in zip(ours.named_buffers(), plain.named_buffers(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=named(name))
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(image), plain_forward(plain.eval(), image), rtol=1e-9, atol=1e-9)
 
@@ -113,7 +103,7 @@ def test_maps_grow_in_steps_only_where_that_is_exact(size, chain):
     """Grids of 2^k + 1 points contain each other; those of even sizes do not, and go to the last size at once."""
     stage = FullyDenseNetwork(depth=3, num_classes=2).decoders.stage(8)
     sizes = {32: (1, 1), 16: (4, 8), 8: (8, 16), 2: size} if not chain else {
-        None: (1, 1), **{d: ((size[0] - 1) // d + 1, (size[1] - 1) // d + 1) for d in (16, 4)}, 2: size}
+        folded_search.GLOBAL: (1, 1), **{d: ((size[0] - 1) // d + 1, (size[1] - 1) // d + 1) for d in (16, 4)}, 2: size}
     assert folded_search.contains(*(list(sizes.values())[i] for i in (2, 1))) == chain
     maps = {stride: [torch.randn(2, 3, *s, dtype=torch.float64).to(memory_format=torch.channels_last)]
             for stride, s in sizes.items()}
@@ -132,9 +122,10 @@ def test_moments_equal_those_of_the_projected_rows():
     y = rows @ weight.t()
     plain = y.mean(0), y.var(0, unbiased=False)
     slopes = torch.randn(2, 9, dtype=torch.float64)
-    for a, b in zip(ours, plain):
+    for a, b in zip(ours, plain, strict=True):
         torch.testing.assert_close(a, b)
-    for a, b in zip(*(torch.autograd.grad((torch.stack(m) * slopes).sum(), (rows, weight)) for m in (ours, plain))):
+    gradients = (torch.autograd.grad((torch.stack(m) * slopes).sum(), (rows, weight)) for m in (ours, plain))
+    for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -168,7 +159,7 @@ def test_search_trains_no_bn_scale_and_training_trains_all():
 def test_noise_in_training_only_and_drawn_once():
     network = FullyDenseNetwork(depth=4, num_classes=3)
     one, two = network.draw_strengths(), network.draw_strengths()
-    assert any((a != b).any() for a, b in zip(one, two))
+    assert any((a != b).any() for a, b in zip(one, two, strict=True))
     network.eval()
     assert all((p == 0.5).all() for p in network.draw_strengths())
     image, _ = random_batch()
@@ -197,7 +188,8 @@ def test_released_names_with_and_without_module():
             "decoders.Decoders_3._weight_", "decoders.Decoders_0.bn.weight", "fc_conv.bias"} <= names
     other = build("clamp")
     other.load_state_dict({"module." + name: value for name, value in network.state_dict().items()})
-    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values()))
+    state = other.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
     pruned = set(build("published").state_dict())
     assert {"decoders.Decoders_8.up_convs.4.weight", "decoders.Decoders_1.up_convs.0.weight"} <= pruned
     assert not any("Decoders_0." in name for name in pruned)

@@ -2,19 +2,19 @@
 
 The batch is tiny (2 images of 49x65, so 12 values a channel at stride 32) and the gradients are large, which makes the
 training steps chaotic: from one step to the next, rounding grows about a thousandfold. Even the plain reading of the
-method (benchmarks/plain.py) misses the third step's loss by 4e-3 on another machine. One thread (conftest.py) keeps the order of the sums,
-and so the first two steps, to 1e-4 (and 1e-4 of the figure: PyTorch 2.6 needs a third of that); the third is held to
-1e-1 here (PyTorch 2.6 misses it by 5e-2), and in double precision to 1e-6 in test_networks.py.
+method (benchmarks/plain.py) misses the third step's loss by 4e-3 on another machine. One thread (helpers.py) keeps the
+order of the sums, and so the first two steps, to 1e-4 (and 1e-4 of the figure: PyTorch 2.6 needs a third of that); the
+third is compared to 1e-1 here (PyTorch 2.6 misses it by 5e-2), and in double precision to 1e-6 in test_networks.py.
 """
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PARITY, filled, parity_batch
 
+from helpers import PARITY, filled, parity_batch
 from models import FullyDenseNetwork, SparseMask
-from models.pruning import prune
 from models.losses import pixel_cross_entropy, resize_logits, sparse_loss, sparsity_target, total_sparse_loss
+from models.pruning import prune
 
 STEPS = 3
 LOSS_TOLERANCE = ({}, {}, {"rtol": 0, "atol": 1e-1})

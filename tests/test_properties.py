@@ -66,7 +66,7 @@ def test_nothing_under_the_threshold_is_kept_unless_it_was_rerouted(p):
 def test_pruning_changes_neither_its_input_nor_its_mind(p, threshold):
     before = [a.copy() for a in p]
     assert (pruning.prune(p, threshold) == pruning.prune(p, threshold)).all()
-    assert all((a == b).all() for a, b in zip(before, p))
+    assert all((a == b).all() for a, b in zip(before, p, strict=True))
 
 
 @settings(max_examples=300, deadline=None)

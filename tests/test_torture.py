@@ -9,7 +9,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, TINY, folders
+
+from helpers import ROOT, TINY, folders
 from torture import start, torture, wait_for_steps
 
 

@@ -17,10 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import bad_inputs
 import torch
-from conftest import ROOT, TINY, folders, tiny_data
 
+import bad_inputs
+from helpers import ROOT, TINY, folders, tiny_data
 from utils.run_folder import BEST
 
 EPOCHS, ITERATIONS, SAVE_INTERVAL = 4, 12, 2
@@ -132,7 +132,8 @@ def torture(kind, kills, rng, root):
     pair = max(reference_out.iterdir()), max(out.iterdir())
     for file in (LAST, BEST):
         whole, killed = (torch.load(folder / file, weights_only=True) for folder in pair)
-        for name in ("iter", "state_dict", "optimizer", "random_state", "best_m_iou", "train_confusion", "evaluated_at"):
+        for name in ("iter", "state_dict", "optimizer", "random_state", "best_m_iou", "train_confusion",
+                     "evaluated_at"):
             assert not differences(whole[name], killed[name]), (file, name, differences(whole[name], killed[name])[:3])
     return done
 
