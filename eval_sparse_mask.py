@@ -8,9 +8,19 @@ from utils.cli import run_command
 from utils.distributed import ProcessGroup, process_group
 from utils.engine import evaluate
 from utils.metrics import scores, table
-from utils.options import (RELEASED_SIZE, HelpFormatter, add_augmentation_options, add_data_options,
-                           add_device_options, add_model_options, augmentation_of, check_numbers, class_names_of,
-                           padding_of, require_options)
+from utils.options import (
+    RELEASED_SIZE,
+    HelpFormatter,
+    add_augmentation_options,
+    add_data_options,
+    add_device_options,
+    add_model_options,
+    augmentation_of,
+    check_numbers,
+    class_names_of,
+    padding_of,
+    require_options,
+)
 from utils.runtime import Precision, explain_out_of_memory, select_device
 from VOC12.loading import explain_loader_death, make_eval_loader
 

@@ -1,10 +1,8 @@
-"""Measure a network: parameters, multiply-adds, time, images a second and peak memory, and say how."""
+"""Measure a network: parameters, multiply-adds, time, images a second and peak memory, and how they were measured."""
 import argparse
 import multiprocessing
 import platform
-import re
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,9 +18,17 @@ from models.inference import for_inference
 from utils.checkpoint import read_checkpoint
 from utils.cli import run_command
 from utils.errors import InputError
-from utils.options import (HelpFormatter, add_class_options, add_device_options, add_model_options, check_numbers,
-                           check_part_names, check_size, require_options)
-from utils.runtime import Precision, explain_out_of_memory, select_device
+from utils.options import (
+    HelpFormatter,
+    add_class_options,
+    add_device_options,
+    add_model_options,
+    check_numbers,
+    check_part_names,
+    check_size,
+    require_options,
+)
+from utils.runtime import Precision, explain_out_of_memory, peak_of_process, select_device
 
 WARM_UP = 5  # runs, at least; and half as many as are timed
 
@@ -97,15 +103,6 @@ def peak_memory(args: argparse.Namespace, device: torch.device, queue) -> None:
     except InputError:  # no compiler, say: the process that measures the time reports it
         return
     queue.put(peak_of_process() - before)
-
-
-def peak_of_process() -> int:
-    """Bytes of memory that this process has held at most."""
-    status = Path("/proc/self/status")
-    if status.exists():  # here ru_maxrss would begin at that of the process which started this one
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
-    import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def measured_apart(args: argparse.Namespace, device: torch.device) -> int | None:

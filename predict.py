@@ -14,8 +14,16 @@ from models.losses import resize_logits
 from utils.checkpoint import read_checkpoint
 from utils.cli import run_command
 from utils.errors import InputError
-from utils.options import (HelpFormatter, add_augmentation_options, add_device_options, add_model_options,
-                           augmentation_of, class_names_of, padding_of, require_options)
+from utils.options import (
+    HelpFormatter,
+    add_augmentation_options,
+    add_device_options,
+    add_model_options,
+    augmentation_of,
+    class_names_of,
+    padding_of,
+    require_options,
+)
 from utils.parallel import count_cores
 from utils.pictures import overlay, palette
 from utils.runtime import Precision, explain_out_of_memory, select_device

@@ -15,8 +15,14 @@ from utils.checkpoint import read_checkpoint
 from utils.cli import run_command
 from utils.errors import InputError
 from utils.files import write_atomically
-from utils.options import (HelpFormatter, add_class_options, add_device_options, add_model_options, own_part_options,
-                           require_options)
+from utils.options import (
+    HelpFormatter,
+    add_class_options,
+    add_device_options,
+    add_model_options,
+    own_part_options,
+    require_options,
+)
 from utils.runtime import TYPES, select_device
 
 CLEAR_GAP = 10  # smallest kept over largest dropped; below it, the threshold decides more than the search did
@@ -26,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The released command line, and what is new."""
     parser = argparse.ArgumentParser(prog="prune.py", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="a checkpoint of a search")
-    parser.add_argument("--thres", type=float, default=DEFAULT_THRESHOLD, help="connections weaker than this are dropped")
+    parser.add_argument("--thres", type=float, default=DEFAULT_THRESHOLD, help="weaker connections are dropped")
     group = parser.add_argument_group("model")
     add_class_options(group, from_checkpoint=True, names=False)
     add_model_options(group, from_checkpoint=True, strengths=True)
@@ -88,7 +94,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def write(path: Path, kept: np.ndarray, strengths: Sequence[np.ndarray], origin: str, lines: Sequence[str]) -> None:
-    """The mask, and beside it as text what the numbers alone do not say: axes, origin, threshold, strengths."""
+    """The mask, and beside it as text what the numbers alone do not show: axes, origin, threshold, strengths."""
     connectivity.save(path, kept)
     rows = [f"D[{l}] <- {source_name(j, side):<5} {p[j, side]:.6e}{'  kept' if kept[l, j, side] else ''}"
             for l, p in enumerate(strengths) for side in (0, 1) for j in range(l + 1)]

@@ -19,8 +19,8 @@ from benchmarks.timing import machine, median_times, milliseconds, print_table
 from models import FullyDenseNetwork, SparseMask, connectivity
 from models.inference import for_inference
 from models.losses import resize_logits
-from utils.engine import search_losses, train_losses
 from utils.cli import run_command
+from utils.engine import search_losses, train_losses
 from utils.errors import InputError
 from utils.runtime import Precision, keep_freed_memory
 
@@ -97,7 +97,7 @@ def inference(device, sync):
                     "floor: the encoder alone, float32, compiled": (for_inference(network.backbone, True), last, False)}
 
         @torch.no_grad()
-        def call(forward, x, in_low):
+        def call(forward, x, in_low, low=low, label=label):
             with low.autocast() if in_low else torch.autocast(device.type, enabled=False):
                 logits = forward(x)
             return logits if isinstance(logits, (list, tuple)) else resize_logits(logits, label).argmax(1)
@@ -154,13 +154,15 @@ def growth(device, sync):
         network = precision.place(SparseMask(mask)).train()
         image = torch.randn(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
         label = torch.randint(0, 21, (batch, side, side), device=device)
-        fast = for_inference(network)
 
-        def step():
+        def step(network=network, image=image, label=label):
             network.zero_grad()
             train_losses(network, image, label)[0].total.backward()
 
-        work = {"step": step, "inference": lambda: resize_logits(fast(image), label).argmax(1)}
+        def infer(fast, image=image, label=label):
+            return resize_logits(fast(image), label).argmax(1)
+
+        work = {"step": step, "inference": functools.partial(infer, for_inference(network))}
         t = median_times(work, 3, 2, sync)
         yield name, t["step"], t["inference"]
 

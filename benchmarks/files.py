@@ -14,9 +14,9 @@ from benchmarks.plain_loading import plain_train_transform
 from benchmarks.timing import median_times
 from demo.draw_demo import write_scene
 from models import SparseMask, connectivity
-from utils.tensor_files import save_file
 from utils.errors import InputError
 from utils.parallel import run_parallel
+from utils.tensor_files import save_file
 from VOC12.image_io import read_image
 from VOC12.index_png import read_label
 from VOC12.transforms import TrainTransform

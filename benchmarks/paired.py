@@ -10,7 +10,6 @@ measured in processes of their own.
 import argparse
 import importlib
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -20,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.timing import machine, milliseconds, print_table
+from utils.runtime import peak_of_process
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("models", "utils", "VOC12")
@@ -82,7 +82,7 @@ def compare(before: dict, now: dict, kind: str, low: bool, rounds: int) -> tuple
             work[which]()
             if i >= 0:
                 times[which].append(time.perf_counter() - start)
-    ratios = [a / b for a, b in zip(*times)]
+    ratios = [a / b for a, b in zip(*times, strict=True)]
     return statistics.median(times[0]), statistics.median(times[1]), statistics.median(ratios)
 
 
@@ -91,11 +91,11 @@ def peak(root: Path, kind: str, low: bool, threads: int, queue) -> None:
     torch.set_num_threads(threads)
     version = load_version(root)
     torch.ones(8).sum()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_of_process()
     work = make_work(version, kind, low)
     for _ in range(4):
         work()
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    queue.put((peak_of_process() - before) / 2 ** 20)
 
 
 def memory(root: Path, kind: str, low: bool, threads: int) -> float:

@@ -1,4 +1,4 @@
-"""Spec section 7 read plainly: resize the whole image with scikit-image in float64, pad, crop, mirror.
+"""The augmentation read plainly: resize the whole image with scikit-image in float64, pad, crop, mirror.
 
 It takes the same draws in the same order as VOC12/transforms.py, which is tested and measured against it.
 """
@@ -21,7 +21,7 @@ def plain_train_transform(image, label, rng, crop_size):
     offsets = [int(rng.integers(0, length - crop_size + 1)) if length > crop_size else None
                for length in (height, width)]
     pads = [(0, 0) if offset is not None else ((crop_size - length) // 2, (crop_size - length + 1) // 2)
-            for offset, length in zip(offsets, (height, width))]
+            for offset, length in zip(offsets, (height, width), strict=True)]
     image = (image - MEAN) / STD
     image = np.pad(image, (*pads, (0, 0)))  # 0 is the mean
     label = np.pad(label, pads, constant_values=VOID)

@@ -2,16 +2,16 @@
 
     python -m benchmarks.search_lengths --data ../shared/camvid --n_class 11 --out benchmarks_output/lengths
 
-`--data` holds img, gt, train.txt and val.txt. 200 images in batches of 4 are 50 iterations an epoch, so that 300, 1,000
-and 3,000 iterations are whole epochs. A run that is there already is not done again.
+`--data` contains img, gt, train.txt and val.txt. 200 images in batches of 4 are 50 iterations
+an epoch, so that 300, 1,000 and 3,000 iterations are whole epochs. A run that exists is not repeated.
 """
 import argparse
 from pathlib import Path
 
+from demo.walk import run
 from models import connectivity
 from models.pruning import DEFAULT_THRESHOLD, gap, prune
 from utils.checkpoint import read_checkpoint
-from demo.walk import run
 from utils.cli import run_command
 from utils.errors import InputError
 from utils.options import HelpFormatter
@@ -42,7 +42,7 @@ def search(args, iterations):
         return found[-1]
     names = read_list(args.data / "train.txt")
     if len(names) < IMAGES:
-        raise InputError(f"{args.data / 'train.txt'} holds {len(names)} names; this needs {IMAGES}")
+        raise InputError(f"{args.data / 'train.txt'} contains {len(names)} names; this needs {IMAGES}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "train.txt").write_text("".join(f"{name}\n" for name in names[:IMAGES]))
     run("train_sparse_mask.py", "--search", "--im_path", args.data / "img", "--gt_path", args.data / "gt",

@@ -54,7 +54,7 @@ def check_features(name: str, backbone: nn.Module) -> None:
                          f"features with {tuple(shape[1] for shape in shapes)}; both are listed deepest first",
                          about="backbone")
     sizes = {}
-    for stride, shape in zip(backbone.strides, shapes):
+    for stride, shape in zip(backbone.strides, shapes, strict=True):
         sizes.setdefault(stride, set()).add(shape[2:])
     in_order = [size for found in sizes.values() for size in sorted(found)]
     if any(len(found) > 1 for found in sizes.values()) or in_order != sorted(in_order):

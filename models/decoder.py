@@ -89,7 +89,7 @@ class Decoder(nn.ModuleDict):
         stages = {}
         for l, kept in enumerate(connectivity):
             connections, input_strides = {}, {}
-            for source, side in zip(*(axis.tolist() for axis in kept.nonzero())):
+            for source, side in np.argwhere(kept).tolist():
                 if side == ENCODER:
                     in_channels, stride = channels[source], strides[source]
                 elif source == 0:

@@ -8,8 +8,8 @@ without a map for each connection. BN is affine, so with the mean and the varian
 
     2 p BN(W x) = a W x + b,    a = 2 p gamma / sqrt(var + eps),    b = 2 p beta - a mean
 
-The mean and the variance of W x follow from the mean m and the covariance C of x, W m and diag(W C W^T), and all readers
-of x share these. The products of one resolution are then accumulated where they are made, and resized once.
+The mean and the variance of W x follow from the mean m and the covariance C of x: W m and diag(W C W^T). All readers of
+x share these. The products of one resolution are then accumulated where they are made, and resized once.
 """
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -76,7 +76,8 @@ def decode(decoder: Decoder, taps: Sequence[torch.Tensor], strengths: Sequence[t
                 continue
             x = F.relu6(feature)
             stride = GLOBAL if (l, side) == (0, DECODER) else decoder.stage(readers[0][0]).strides[l, side]
-            for (reader, _), (part, constant) in zip(readers, project(x, readers, strengths, l, side)):
+            for (reader, _), (part, constant) in zip(readers, project(x, readers, strengths, l, side),
+                                                        strict=True):
                 summands[reader].setdefault(stride, []).append(part)
                 if constant is not None:
                     summands[reader].setdefault(GLOBAL, []).append(constant)
@@ -92,7 +93,7 @@ def project(x: torch.Tensor, readers: Sequence, strengths: Sequence[torch.Tensor
     Where x has few pixels (the deep taps in training) one convolution and one BN for all readers is cheaper than
     folding, and there is no constant.
     """
-    convolutions, norms = zip(*(connection for _, connection in readers))
+    convolutions, norms = zip(*(connection for _, connection in readers), strict=True)
     depth, eps = norms[0].num_features, norms[0].eps
     weight = torch.cat([convolution.weight for convolution in convolutions]).flatten(1)  # (readers * depth, C)
     p = torch.stack([strengths[l][source, side] for l, _ in readers])
@@ -118,7 +119,7 @@ def project(x: torch.Tensor, readers: Sequence, strengths: Sequence[torch.Tensor
             mean, var = joined(norms, "running_mean"), joined(norms, "running_var")
         gain = gamma * (var + eps).rsqrt()
         weight, bias = gain[:, None] * weight, beta - gain * mean
-    return [(Product(x, w), b.view(1, -1, 1, 1)) for w, b in zip(weight.split(depth), bias.split(depth))]
+    return [(Product(x, w), b.view(1, -1, 1, 1)) for w, b in zip(weight.split(depth), bias.split(depth), strict=True)]
 
 
 def joined(norms: Sequence[nn.Module], name: str) -> torch.Tensor:
@@ -148,7 +149,7 @@ def size_of(summand: torch.Tensor | Product) -> torch.Size:
 
 def contains(fine: Sequence[int], coarse: Sequence[int]) -> bool:
     """Whether the grid of size `fine` has a point at each point of the grid `coarse` (both with aligned corners)."""
-    return all(c == 1 or (f - 1) % (c - 1) == 0 for f, c in zip(fine, coarse))
+    return all(c == 1 or (f - 1) % (c - 1) == 0 for f, c in zip(fine, coarse, strict=True))
 
 
 def grow(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -77,7 +77,7 @@ class TestTimeAugmentation:
         self.forward, self.scales, self.flip, self.min_size = forward, tuple(scales), flip, min_size
 
     @torch.no_grad()
-    def __call__(self, image):
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
         size = image.shape[2:]
         total = 0
         for scale in self.scales:
@@ -93,14 +93,14 @@ class TestTimeAugmentation:
 class Compiled:
     """A compiled network, as `for_inference` gives it."""
 
-    def __init__(self, network):
+    def __init__(self, network: nn.Module):
         self.network = network
         cuda = next(network.parameters()).is_cuda
         self.call = torch.compile(network, **({"mode": "reduce-overhead"} if cuda else
                                               {"options": {"freezing": True}}))
 
     @torch.no_grad()
-    def __call__(self, image):
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
         try:
             # a replayed graph writes its next result to the same memory
             return self.call(image).clone() if image.is_cuda else self.call(image)

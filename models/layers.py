@@ -34,7 +34,7 @@ def update_statistics(norms: Sequence[nn.BatchNorm2d], mean: torch.Tensor, var: 
     mean, var: (len(norms) * channels).
     """
     channels = norms[0].num_features
-    for norm, batch_mean, batch_var in zip(norms, mean.split(channels), var.split(channels)):
+    for norm, batch_mean, batch_var in zip(norms, mean.split(channels), var.split(channels), strict=True):
         norm.running_mean.lerp_(batch_mean, norm.momentum)
         norm.running_var.lerp_(batch_var, norm.momentum)
         norm.num_batches_tracked.add_(1)
@@ -66,7 +66,7 @@ class DepthwiseConv2d(nn.Conv2d):
     With a stride, on a CPU, it trains in float32 under autocast: oneDNN's bfloat16 backward pass is ten times slower.
     """
 
-    def __init__(self, channels, stride):
+    def __init__(self, channels: int, stride: int):
         super().__init__(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
 
     def forward(self, x):
@@ -77,8 +77,8 @@ class DepthwiseConv2d(nn.Conv2d):
         return super().forward(x)
 
 
-def initialize(network):
-    """Convolutions from Kaiming normal (fan_out), biases 0, BN 1 and 0: spec section 3."""
+def initialize(network: nn.Module) -> None:
+    """Convolutions from Kaiming normal (fan_out), biases 0, BN 1 and 0."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out")
@@ -88,14 +88,14 @@ def initialize(network):
             module.reset_parameters()
 
 
-def set_bn_momentum(network, momentum):
+def set_bn_momentum(network: nn.Module, momentum: float) -> None:
     """Sets the momentum (torch's convention: the new batch's share) of every batch normalization."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = momentum
 
 
-def freeze_bn_affine(network):
+def freeze_bn_affine(network: nn.Module) -> None:
     """Keeps scale and shift of every batch normalization at their values; the running statistics still follow."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

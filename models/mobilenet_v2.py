@@ -1,6 +1,8 @@
-"""MobileNetV2 (Sandler et al. 2018), width 1.0, as an encoder with nine taps: spec section 2."""
+"""MobileNetV2 (Sandler et al. 2018), width 1.0, as an encoder with nine taps."""
 from collections import OrderedDict
+from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -48,7 +50,7 @@ class MobileNetV2(nn.Module):
     strides = (32, 32, 32, 16, 16, 8, 4, 2, 2)
     folds = (("conv1", "bn1"), ("conv_last", "bn_last"))
 
-    def __init__(self, expand_first=True):
+    def __init__(self, expand_first: bool = True):
         super().__init__()
         self.conv1 = nn.Conv2d(3, STEM_CHANNELS, 3, stride=2, padding=1, bias=False)
         self.bn1 = BatchNorm2d(STEM_CHANNELS)
@@ -64,7 +66,7 @@ class MobileNetV2(nn.Module):
         self.conv_last = nn.Conv2d(in_channels, LAST_CHANNELS, 1, bias=False)
         self.bn_last = BatchNorm2d(LAST_CHANNELS)
 
-    def forward(self, image):
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         """image (N, 3, H, W), normalized; returns nine features (N, channels[i], H/strides[i], W/strides[i])."""
         if image.ndim != 4 or image.shape[1] != 3:
             raise InputError(f"the encoder got an image of shape {tuple(image.shape)}; it reads (N, 3, H, W)")
@@ -81,7 +83,7 @@ class MobileNetV2(nn.Module):
         return taps[::-1]
 
 
-def from_torchvision(state):
+def from_torchvision(state: Mapping) -> tuple[dict, list[str]]:
     """State dict of torchvision's mobilenet_v2 -> names of MobileNetV2(expand_first=False). The classifier stays out.
 
     Returns (state dict, names that were left out). Names that torchvision's network does not have are left out too.
@@ -96,7 +98,7 @@ def from_torchvision(state):
             # torchvision wraps convolution and BN in pairs, except the last pair of a block
             places = [f"{p}.{k}" for p in range(len(layers) // 2 - 1) for k in (0, 1)]
             places += [str(len(layers) // 2 - 1), str(len(layers) // 2)]
-            names.update({f"{theirs}.{place}": f"{ours}.{layer}" for place, layer in zip(places, layers)})
+            names.update({f"{theirs}.{place}": f"{ours}.{layer}" for place, layer in zip(places, layers, strict=True)})
             index += 1
     renamed, left_out = OrderedDict(), []
     for key, value in state.items():
@@ -108,6 +110,6 @@ def from_torchvision(state):
     return renamed, left_out
 
 
-def is_torchvision(state):
+def is_torchvision(state: Mapping) -> bool:
     """Whether a state dict has the names of torchvision's mobilenet_v2."""
     return "features.0.0.weight" in state and "features.18.0.weight" in state

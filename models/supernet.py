@@ -16,8 +16,8 @@ class FullyDenseNetwork(SegmentationNetwork):
     Each connection is followed by a BN of its own, which makes the strengths of different inputs comparable (without it
     the paper loses a point of mIoU). No BN has a trainable scale or shift here.
 
-    strengths: "sigmoid", "clamp", or your own (models/strengths.py); noise: whether training disturbs them. In training,
-    draw the strengths once a step and hand them to both the forward pass and the sparse loss:
+    strengths: "sigmoid", "clamp", or your own (models/strengths.py); noise: whether training disturbs them. In
+    training, draw the strengths once per step and pass them to both the forward pass and the sparse loss:
 
         strengths = network.draw_strengths()
         loss = cross_entropy(network(image, strengths), label) + 0.01 * total_sparse_loss(strengths)

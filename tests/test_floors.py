@@ -9,7 +9,7 @@ FOLDERS = {"models": 1, "VOC12": 2, "utils": 3}
 SCRIPTS = 4
 FILES = [path.relative_to(ROOT).as_posix() for folder in (".", *FOLDERS, "demo", "benchmarks")
          for path in sorted((ROOT / folder).glob("*.py"))]
-COMMAND_LINE = ("utils/cli.py", "utils/options.py")  # these are about options
+COMMAND_LINE = ("utils/cli.py", "utils/options.py", "utils/train_options.py")  # these are about options
 FLAG = re.compile(r"(?<![\w-])--[a-z_]+")
 
 

@@ -149,7 +149,7 @@ def sizes_of(model: Mapping, state: Mapping, path: str) -> tuple[int, int]:
     """(depth, number of classes): as the file states them, else from the released head, a 1x1 convolution."""
     head = state.get("fc_conv.weight")
     shape = head.shape if head is not None and head.ndim == 4 else (None, None)
-    num_classes, depth = (model.get(name, size) for name, size in zip(("num_classes", "depth"), shape))
+    num_classes, depth = (model.get(name, size) for name, size in zip(("num_classes", "depth"), shape[:2], strict=True))
     for size, most in ((num_classes, MAX_CLASSES), (depth, MAX_CHANNELS)):
         if type(size) is not int or not 1 <= size <= most:
             raise InputError(f"{path} is no checkpoint of this program: it states {num_classes} classes and a depth of "

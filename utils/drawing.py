@@ -2,8 +2,12 @@
 
 Each function returns a Figure; nothing here is global, so it works in a training run as well as in draw.py.
 """
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, PathPatch
@@ -21,12 +25,13 @@ WIDTH, HEIGHT = 1.5, 0.56  # of a box
 FEW = 40  # strengths that are written out as numbers
 
 
-def source_colour(source, num_sources):
+def source_colour(source: int, num_sources: int) -> str | tuple:
     """A colour for each source; those beside each other differ clearly up to ten, and none is grey."""
     return COLOURS[source] if num_sources <= len(COLOURS) else colormaps["turbo"](source / (num_sources - 1))
 
 
-def draw_architecture(connectivity, channels, strides, depth, num_classes=None, title=None):
+def draw_architecture(connectivity: np.ndarray, channels: Sequence[int], strides: Sequence[int], depth: int,
+                      num_classes: int | None = None, title: str | None = None) -> Figure:
     """The network of a connectivity bool (L, L, 2), finest stage on top.
 
     channels, strides: of the encoder's taps, deepest first. depth: channels of a stage. A line has its source's colour.
@@ -65,7 +70,7 @@ def draw_architecture(connectivity, channels, strides, depth, num_classes=None, 
     return figure
 
 
-def draw_bands(axes, strides):
+def draw_bands(axes: Axes, strides: Sequence[int]) -> None:
     """A band behind the rows of each resolution, with its name."""
     start = 0
     for index, stride in enumerate(dict.fromkeys(strides)):
@@ -75,7 +80,7 @@ def draw_bands(axes, strides):
         axes.text(-2.5, (start + stop) / 2, f"stride {stride}", va="center", fontsize=9, color=INK)
 
 
-def draw_box(axes, x, y, name, note, colour, dashed=False):
+def draw_box(axes: Axes, x: float, y: float, name: str, note: str, colour: str, dashed: bool = False) -> None:
     """A tap or a stage: its name and its channels."""
     axes.add_patch(FancyBboxPatch((x - WIDTH / 2, y - HEIGHT / 2), WIDTH, HEIGHT,
                                   boxstyle="round,pad=0,rounding_size=0.1", facecolor="white", edgecolor=colour,
@@ -86,7 +91,7 @@ def draw_box(axes, x, y, name, note, colour, dashed=False):
     axes.text(x, y - 0.14, note, ha="center", va="center", fontsize=6.5, color=ink, zorder=4)
 
 
-def draw_arrow(axes, start, stop, note=None, style="solid"):
+def draw_arrow(axes: Axes, start: tuple, stop: tuple, note: str | None = None, style: str = "solid") -> None:
     """A thin grey arrow: what the encoder, or the head, computes on the way."""
     axes.add_patch(FancyArrowPatch(start, stop, arrowstyle="-|>", mutation_scale=7, color="#8a8a8a", linewidth=1,
                                    linestyle=style, shrinkA=0, shrinkB=0, zorder=2))
@@ -95,7 +100,7 @@ def draw_arrow(axes, start, stop, note=None, style="solid"):
                   ha="center", va="top")
 
 
-def draw_connections(axes, connectivity, colours):
+def draw_connections(axes: Axes, connectivity: np.ndarray, colours: Sequence) -> None:
     """A curve a connection: of the encoder side from the left, of the decoder side round the right."""
     width = 1.7 if connectivity.sum() <= FEW else 0.9
     for side in (0, 1):
@@ -117,7 +122,7 @@ def draw_connections(axes, connectivity, colours):
             axes.plot(*points[-1], marker="<" if side else ">", color=colours[j], markersize=4, zorder=5)
 
 
-def port(here, edges, other, outgoing):
+def port(here: int, edges: Sequence[tuple], other: int, outgoing: bool) -> float:
     """Where on a box's side, from its middle, the line to `other` ends: spread in the order of their far ends."""
     ends = sorted(a if outgoing else b for a, b in edges)
     if len(ends) == 1:
@@ -125,7 +130,8 @@ def port(here, edges, other, outgoing):
     return (ends.index(other) / (len(ends) - 1) - 0.5) * HEIGHT * 0.75
 
 
-def draw_strengths(strengths, threshold=DEFAULT_THRESHOLD, title=None):
+def draw_strengths(strengths: Sequence[np.ndarray], threshold: float = DEFAULT_THRESHOLD,
+                   title: str | None = None) -> Figure:
     """The strengths, L arrays (l+1, 2): a row a stage, a column a source, dark is 1; numbers where few are left."""
     num = len(strengths)
     above = sum(int((p > threshold).sum()) for p in strengths)
@@ -154,7 +160,8 @@ def draw_strengths(strengths, threshold=DEFAULT_THRESHOLD, title=None):
     return figure
 
 
-def draw_strengths_over_time(names, iterations, values, threshold=DEFAULT_THRESHOLD, title=None):
+def draw_strengths_over_time(names: Sequence[str], iterations: np.ndarray, values: np.ndarray,
+                             threshold: float = DEFAULT_THRESHOLD, title: str | None = None) -> Figure:
     """How each strength went: a panel a stage. names: "D[l]<-SOURCE", values (T, names), as in strengths.csv.
 
     What ends above the threshold is coloured and named, the rest grey; dotted are the sources of the decoder side.
@@ -168,7 +175,7 @@ def draw_strengths_over_time(names, iterations, values, threshold=DEFAULT_THRESH
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes in panels.ravel()[len(stages):]:
         axes.axis("off")
-    for axes, (stage, members) in zip(panels.ravel(), stages.items()):
+    for axes, (stage, members) in zip(panels.ravel(), stages.items(), strict=False):
         for column in sorted(members, key=lambda c: values[-1, c]):
             source = names[column].partition("<-")[2]
             number = 0 if source == "G" else int(source[2:-1]) + source.startswith("D")
@@ -191,7 +198,7 @@ def draw_strengths_over_time(names, iterations, values, threshold=DEFAULT_THRESH
     return figure
 
 
-def to_array(figure):
+def to_array(figure: Figure) -> np.ndarray:
     """The figure as a picture: uint8 (3, H, W)."""
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
@@ -199,7 +206,7 @@ def to_array(figure):
     return np.asarray(canvas.buffer_rgba())[..., :3].transpose(2, 0, 1).copy()
 
 
-def save(figure, path):
+def save(figure: Figure, path: Path) -> list[Path]:
     """The figure as SVG, its text as text, and as PNG: `path` without suffix. Returns both paths."""
     paths = [path.with_name(path.name + suffix) for suffix in (".svg", ".png")]
     for target in paths:

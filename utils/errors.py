@@ -2,7 +2,7 @@
 
 
 class InputError(ValueError):
-    """Something that the user gave is wrong. The message says what came, what was expected and how to fix it.
+    """Something that the user gave is wrong. The message states what came, what was expected and how to fix it.
 
     about: the parameter that is wrong, by its name in the function that raises. A command adds the option that sets it
     to the message, see utils/cli.py; the message itself names no option.
@@ -14,7 +14,7 @@ class InputError(ValueError):
 
 
 class StepInterrupted(InputError):
-    """In the middle of a step: memory ran out, or a loader process died. The run's other processes wait for this one."""
+    """Within a step: memory ran out, or a loader process died. The run's other processes are waiting for this one."""
 
 
 class StoppedElsewhere(Exception):

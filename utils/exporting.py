@@ -2,6 +2,8 @@
 import json
 import logging
 import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,11 +28,11 @@ SMALLEST = 33  # pixels a side
 class Deployed(nn.Module):
     """image (N, 3, H, W), normalized -> logits at stride 2, logits of the image's size, or classes int64 (N, H, W)."""
 
-    def __init__(self, network, output):
+    def __init__(self, network: nn.Module, output: str):
         super().__init__()
         self.network, self.output = folded(network), output
 
-    def forward(self, image):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
         logits = self.network(image)
         if self.output == "logits":
             return logits
@@ -38,7 +40,7 @@ class Deployed(nn.Module):
         return logits if self.output == "resized" else logits.argmax(1)
 
 
-def metadata(network, class_names, output):
+def metadata(network: nn.Module, class_names: Sequence[str], output: str) -> dict[str, str]:
     """What a user of the file has to know, as strings: classes, normalization, connectivity, input and output."""
     return {"class_names": json.dumps(class_names), "mean": json.dumps(MEAN), "std": json.dumps(STD),
             "input": "image, float32 (N, 3, H, W): RGB / 255, minus mean, over std; at least "
@@ -48,7 +50,7 @@ def metadata(network, class_names, output):
             "connectivity": describe(network.connectivity)}
 
 
-def trace(module):
+def trace(module: nn.Module) -> torch.export.ExportedProgram:
     """The module as an ExportedProgram for any batch size and any image size from SMALLEST pixels."""
     batch = torch.export.Dim("batch", min=1)
     height, width = (torch.export.Dim(name, min=SMALLEST, max=2 ** 14) for name in ("height", "width"))
@@ -59,7 +61,7 @@ def trace(module):
 
 
 class quiet(warnings.catch_warnings):
-    """Keeps what the exporters say of their own workings off the screen; their errors come through."""
+    """Keeps what the exporters log about their internals off the screen; their errors come through."""
 
     def __enter__(self):
         super().__enter__()
@@ -70,13 +72,13 @@ class quiet(warnings.catch_warnings):
             logger.setLevel(logging.ERROR)
 
     def __exit__(self, *exception):
-        for logger, level in zip(self.loggers, self.levels):
+        for logger, level in zip(self.loggers, self.levels, strict=True):
             logger.setLevel(level)
         return super().__exit__(*exception)
 
 
-def require_equal(module, call, seed=0):
-    """Compares call(image) with the module at the sizes of CHECKS. Returns a line that says how they agree.
+def require_equal(module: nn.Module, call: Callable, seed: int = 0) -> str:
+    """Compares call(image) with the module at the sizes of CHECKS. Returns a line on how closely they agree.
 
     Raises RuntimeError if they do not: that is an error of ours or of the exporter, and nothing is written then.
     """
@@ -104,7 +106,7 @@ def require_equal(module, call, seed=0):
     return f"equal to PyTorch at {sizes}: {what}: {worst:.1e}"
 
 
-def export_torch(module, path, notes):
+def export_torch(module: nn.Module, path: Path, notes: Mapping[str, str]) -> str:
     """Writes torch.export's file (.pt2), the metadata in it as extra files. Returns the line of the comparison."""
     program = trace(module)
     checked = require_equal(module, program.module())
@@ -113,7 +115,7 @@ def export_torch(module, path, notes):
     return checked
 
 
-def export_onnx(module, path, notes):
+def export_onnx(module: nn.Module, path: Path, notes: Mapping[str, str]) -> str:
     """Writes an ONNX file with the metadata in metadata_props. Returns the line of the comparison with onnxruntime.
 
     Raises InputError where onnx, onnxscript or onnxruntime is not installed.
@@ -124,7 +126,7 @@ def export_onnx(module, path, notes):
         import onnxscript  # noqa: F401  what torch.onnx translates with
     except ImportError as error:
         raise InputError(f"ONNX needs packages that are not installed ({error}); pip install onnx onnxscript "
-                         f"onnxruntime, or give the file a name that ends in .pt2 for torch.export", about="out") from None
+                         f"onnxruntime, or give the file a name that ends in .pt2", about="out") from None
     if tuple(map(int, torch.__version__.split(".")[:2])) < ONNX_FROM:
         raise InputError(f"ONNX needs PyTorch {'.'.join(map(str, ONNX_FROM))} or newer, for its sizes stay open, and "
                          f"this is {torch.__version__}; update it, or give the file a name that ends in .pt2",

@@ -45,7 +45,7 @@ def scores(confusion: torch.Tensor) -> Scores:
     hits, truth, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)
     present = truth > 0
     iou = hits / (truth + predicted - hits).clamp(min=1)
-    return Scores(iou=[value if there else None for value, there in zip(iou.tolist(), present.tolist())],
+    return Scores(iou=[value if there else None for value, there in zip(iou.tolist(), present.tolist(), strict=True)],
                   m_iou=float(iou[present].mean()), pixel_accuracy=float(hits.sum() / truth.sum()))
 
 
@@ -53,7 +53,7 @@ def table(result: Scores, class_names: Sequence[str]) -> str:
     """The scores as readable lines: IoU of each class by name, then mIoU and pixel accuracy, in percent."""
     width = max(len(name) for name in class_names)
     lines = [f"{name:<{width}}  {'absent' if iou is None else f'{100 * iou:6.2f}'}"
-             for name, iou in zip(class_names, result.iou)]
+             for name, iou in zip(class_names, result.iou, strict=True)]
     if result.absent:
         names = ", ".join(class_names[i] for i in result.absent)
         lines.append(f"absent from the list and left out of the mean: {names}")

@@ -69,9 +69,9 @@ def add_model_options(parser, from_checkpoint: bool = False, strengths: bool = F
     note = " (default: the checkpoint's)" if from_checkpoint else ""
     for kind, (option, meaning) in PART_OPTIONS.items():
         if kind != "strengths" or strengths:
-            known = ", ".join(PARTS[kind])
-            parser.add_argument(f"--{option}", metavar="NAME", default=None if from_checkpoint else next(iter(PARTS[kind])),
-                                help=f"{meaning}: {known}, or your own as package.module:factory{note}")
+            known = list(PARTS[kind])
+            parser.add_argument(f"--{option}", metavar="NAME", default=None if from_checkpoint else known[0],
+                                help=f"{meaning}: {', '.join(known)}, or your own as package.module:factory{note}")
     parser.add_argument("--depth", type=int, default=None if from_checkpoint else 64,
                         help=f"channels of a decoder stage{note}")
 

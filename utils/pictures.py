@@ -1,7 +1,9 @@
 """Labels in colour, and beside an image with a legend: for predict.py, the demo and TensorBoard."""
 import functools
+from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from VOC12.labels import CLASS_NAMES, VOID, colour_map
@@ -13,7 +15,7 @@ BACKGROUND, INK = (255, 255, 255), (30, 30, 30)
 
 
 @functools.lru_cache
-def palette(num_classes):
+def palette(num_classes: int) -> np.ndarray:
     """A colour for each label: uint8 (256, 3), void included. VOC's for 21 classes.
 
     Otherwise colours that lie far apart for the eye: each is the one of a grid that is farthest, in CIELAB, from all
@@ -35,19 +37,19 @@ def palette(num_classes):
     return colours
 
 
-def colour_label(label, num_classes):
+def colour_label(label: torch.Tensor, num_classes: int) -> np.ndarray:
     """Class indices, integer tensor (H, W) -> uint8 array (3, H, W) in the palette's colours."""
     return palette(num_classes)[label.cpu().numpy().astype(np.uint8)].transpose(2, 0, 1)
 
 
-def palette_image(label, num_classes):
+def palette_image(label: np.ndarray, num_classes: int) -> Image.Image:
     """Class indices, uint8 (H, W) -> palette image whose indices they are."""
     image = Image.fromarray(label)
     image.putpalette(palette(num_classes).tobytes())
     return image
 
 
-def overlay(image, label, class_names):
+def overlay(image: np.ndarray, label: np.ndarray, class_names: Sequence[str]) -> Image.Image:
     """image uint8 (H, W, 3), label uint8 (H, W) -> picture: classes over the image, a legend of those present below."""
     colours = palette(len(class_names))
     opacity = OPACITY * colours.any(axis=1)  # black, VOC's background, leaves the image as it is
@@ -59,7 +61,7 @@ def overlay(image, label, class_names):
     return with_legend(Image.fromarray(mixed.round().astype(np.uint8)), entries)
 
 
-def with_legend(picture, entries):
+def with_legend(picture: Image.Image, entries: Sequence[tuple]) -> Image.Image:
     """The picture with a legend below: entries of (name, share of the pixels, colour), in as many columns as fit."""
     font = ImageFont.load_default(size=12)
     texts = [f"{name}  {100 * share:.1f} %" for name, share, _ in entries]
@@ -71,14 +73,14 @@ def with_legend(picture, entries):
     canvas = Image.new("RGB", (width, height), BACKGROUND)
     canvas.paste(picture, (0, 0))
     draw = ImageDraw.Draw(canvas)
-    for i, (text, (_, _, colour)) in enumerate(zip(texts, entries)):
+    for i, (text, (_, _, colour)) in enumerate(zip(texts, entries, strict=True)):
         x, y = MARGIN + i % columns * column, picture.height + MARGIN + i // columns * row
         draw.rectangle((x, y, x + SWATCH, y + SWATCH), fill=colour, outline=INK)
         draw.text((x + SWATCH + MARGIN, y + SWATCH / 2), text, fill=INK, font=font, anchor="lm")
     return canvas
 
 
-def side_by_side(rows, titles, gap=8, min_width=240):
+def side_by_side(rows: Sequence, titles: Sequence[str], gap: int = 8, min_width: int = 240) -> Image.Image:
     """Rows of pictures (PIL) with a title over each column -> one picture. Small ones are enlarged, pixel by pixel."""
     factor = -(-min_width // max(picture.width for row in rows for picture in row))
     rows = [[p.convert("RGB").resize((factor * p.width, factor * p.height), Image.Resampling.NEAREST) for p in row]
@@ -91,7 +93,7 @@ def side_by_side(rows, titles, gap=8, min_width=240):
     for x, title in enumerate(titles):
         draw.text((x * (width + gap) + width / 2, head / 2), title, fill=INK, font=font, anchor="mm")
     top = head
-    for row, height in zip(rows, heights):
+    for row, height in zip(rows, heights, strict=True):
         for x, picture in enumerate(row):
             canvas.paste(picture, (x * (width + gap), top))
         top += height + gap

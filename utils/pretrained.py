@@ -78,7 +78,7 @@ def download_imagenet() -> Mapping:
 
 
 def load_encoder(encoder: nn.Module, weights: EncoderWeights) -> list[str]:
-    """Copies the weights that fit into the encoder. Returns lines that report what was loaded, what was missing, and what was left over.
+    """Copies the weights that fit into the encoder. Returns lines on what was loaded, missing, and left over.
 
     Raises InputError if nothing fits: training from random weights by mistake is a day lost.
     """

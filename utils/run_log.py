@@ -57,7 +57,7 @@ class RunLog(Watcher):
             self.curves.strengths(state.network.final_strengths(), step)
             self.curves.scalar("train/loss_task", losses.task.item(), step)
             self.curves.scalar("train/loss_sparse", losses.sparse.item(), step)
-        for tag, group in zip(self.rate_tags, state.optimizer.param_groups):
+        for tag, group in zip(self.rate_tags, state.optimizer.param_groups, strict=True):
             self.curves.scalar(tag, group["lr"], step)
         m_iou = scores(state.train_confusion).m_iou
         if math.isfinite(m_iou):  # an epoch may begin with void alone

@@ -3,9 +3,11 @@ import contextlib
 import ctypes
 import os
 import random
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -60,6 +62,15 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 2 ** 30)
         mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
+
+
+def peak_of_process() -> int:
+    """Bytes of memory that this process has held at most."""
+    status = Path("/proc/self/status")
+    if status.exists():  # here ru_maxrss would begin at that of the process which started this one
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Precision:
@@ -130,8 +141,8 @@ def explain_out_of_memory(advice: str, kind: type[InputError] = StepInterrupted)
                        f"{advice}") from None
         if "deterministic implementation" not in str(error):
             raise
-        raise kind(f"deterministic algorithms are impossible here ({str(error).split('.')[0]}); do without them, or run "
-                   f"on the CPU", about="deterministic") from None
+        raise kind(f"deterministic algorithms are impossible here ({str(error).split('.')[0]}); do without them, or "
+                   f"run on the CPU", about="deterministic") from None
 
 
 class StopRequest:
@@ -152,7 +163,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *_):
-        if self.group.size == 1:  # else torchrun's signal, when another process has failed, would cut the last words off
+        if self.group.size == 1:  # else torchrun's signal, after another process failed, would cut the last output off
             for number, handler in self.before.items():
                 signal.signal(number, handler)
 

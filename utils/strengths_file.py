@@ -10,17 +10,17 @@ from utils.files import require_file
 STRENGTHS = "strengths.csv"
 
 
-def connection_names(num_stages):
+def connection_names(num_stages: int) -> list[str]:
     """"D[l]<-SOURCE" of every connection that a stage can have, in the order of strengths.csv: encoder side first."""
     return [f"D[{l}]<-{source_name(j, side)}" for l in range(num_stages) for side in (0, 1) for j in range(l + 1)]
 
 
-def read_whole_lines(path):
+def read_whole_lines(path: Path) -> list[str]:
     """The lines of a text file that end with a line end: a run that was killed may leave half a line."""
     return [line[:-1] for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
 
 
-def read_strengths(folder):
+def read_strengths(folder: str | Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     """strengths.csv of a search's run folder: (names, iterations (T), strengths (T, names)).
 
     Raises InputError if it is missing or is no such table.
@@ -36,5 +36,5 @@ def read_strengths(folder):
     except (ValueError, OSError):
         raise InputError(f"{path} is no table of strengths; give a folder that a search wrote") from None
     if not len(rows):
-        raise InputError(f"{path} holds no strengths yet; wait for the first log_interval of the search")
+        raise InputError(f"{path} contains no strengths yet; wait for the first log_interval of the search")
     return names, table[:, 0].astype(int), table[:, 1:]
