@@ -14,7 +14,7 @@ bench: $(VENV)/installed
 	$(RUN) -m benchmarks.bench
 
 test: $(VENV)/installed-dev
-	$(RUN) -m pytest tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n 2 --dist loadfile
 
 torture: $(VENV)/installed-dev
 	$(RUN) tests/torture.py
