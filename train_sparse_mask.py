@@ -34,7 +34,7 @@ from utils.runtime import (
     seed_everything,
     select_device,
 )
-from utils.train_options import build_parser, check_args, find_source
+from utils.train_options import build_parser, find_source
 from VOC12.dataset import EpochBatches, SegmentationDataset
 from VOC12.loading import explain_loader_death, make_eval_loader, make_loader
 from VOC12.transforms import TrainTransform
@@ -47,9 +47,8 @@ def main(args: argparse.Namespace) -> int:
 
 
 def search_or_train(args: argparse.Namespace, group: ProcessGroup) -> int:
-    """The steps of a run, new or resumed. Returns the exit code."""
-    source, args = find_source(args)  # step 1: where it starts from, and the options that it then has
-    check_args(args, group.size)
+    """Five steps to a run, new or resumed, and the run. Returns the exit code."""
+    source, args = find_source(args, group.size)  # --resume, --ft_model, and the options that the run then has
     notes = []  # for the log, which is opened last: a run that cannot begin leaves no folder
     precision = prepare_device(args, group, notes)
     data = load_data(args, source, precision.device, group)
@@ -59,7 +58,7 @@ def search_or_train(args: argparse.Namespace, group: ProcessGroup) -> int:
 
 
 def prepare_device(args: argparse.Namespace, group: ProcessGroup, notes: list) -> Precision:
-    """Step 2. The device, the type, and the random numbers."""
+    """The device, the type, and the random numbers."""
     device = select_device(args.gpu, notes.append, group.local_rank)
     if args.deterministic:
         make_deterministic()
@@ -75,7 +74,7 @@ class Data(NamedTuple):
 
 
 def load_data(args: argparse.Namespace, source: Checkpoint | None, device: torch.device, group: ProcessGroup) -> Data:
-    """Step 3. Finds the files of both lists. Nothing is read yet."""
+    """Finds the files of both lists. Nothing is read yet."""
     names = class_names_of(args.class_names, args.n_class, source.class_names if source else None)
     transform = TrainTransform(args.crop_size)
     train_set = SegmentationDataset(args.im_path, args.gt_path, args.training_list, args.n_class, transform, args.seed)
@@ -88,7 +87,7 @@ def load_data(args: argparse.Namespace, source: Checkpoint | None, device: torch
 
 def build_state(args: argparse.Namespace, source: Checkpoint | None, iterations: int, precision: Precision,
                 group: ProcessGroup, notes: list) -> TrainingState:
-    """Step 4. The network, new or the source's, its optimizer and its schedule; of a resumed run, where it was."""
+    """The network, new or the source's, its optimizer and its schedule; of a resumed run, where it was."""
     if args.resume and iterations != source.content["iterations"]:
         raise InputError(f"the run has {source.content['iterations']} iterations, but with the list "
                          f"{args.training_list} it would have {iterations}; resume with the list that it began with")
@@ -144,7 +143,7 @@ def bn_momentum_of(args: argparse.Namespace, iterations: int) -> float:
 
 def open_run(args: argparse.Namespace, source: Checkpoint | None, data: Data, state: TrainingState,
              group: ProcessGroup, notes: list) -> tuple[Trainer, RunFolder | None]:
-    """Step 5. The loop, and in the main process the run's folder."""
+    """The loop, and in the main process the run's folder."""
     settings = {name: value for name, value in vars(args).items() if name != "given"}
     losses = train_losses if not args.search else functools.partial(
         search_losses, sparse_weight=args.sparse, regularizer=find_regularizer(args.sparse_loss))
@@ -175,7 +174,7 @@ def open_run(args: argparse.Namespace, source: Checkpoint | None, data: Data, st
 
 
 def train(args: argparse.Namespace, trainer: Trainer, folder: RunFolder | None, group: ProcessGroup) -> int:
-    """Step 6. Trains to the end or to the first stop, and logs how to continue. Returns the exit code."""
+    """Trains to the end or to the first stop, and logs how to continue. Returns the exit code."""
     own = own_part_options(trainer.state.network.parts)
     if args.search and is_own(args.sparse_loss):
         own_on_resume = f"{own} --sparse_loss {shlex.quote(args.sparse_loss)}"

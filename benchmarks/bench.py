@@ -29,7 +29,10 @@ PARTS = ("steps", "inference", "loading", "evaluation", "memory", "rivals", "gro
 
 
 def make_step(kind, device, size, batch, dtype="float32", compiled=False):
-    """A function that does one optimizer step. kind: "search", "train", their "plain ..." or "encoder"."""
+    """A function that does one optimizer step.
+
+    kind: "search", "train", their "plain ...", "search by modules" (without models/folded_search.py), or "encoder".
+    """
     torch.manual_seed(0)
     precision = Precision(dtype, device)
     search, plain = "search" in kind, "plain" in kind
@@ -37,6 +40,8 @@ def make_step(kind, device, size, batch, dtype="float32", compiled=False):
     network = (network.to(device) if plain else precision.place(network)).train()
     image, label = torch.randn(batch, 3, size, size), torch.randint(0, 21, (batch, size, size)).to(device)
     image = image.to(device, memory_format=torch.contiguous_format if plain else torch.channels_last)
+    if kind == "search by modules":
+        network.decoders.stage(0).connection(0, 0).register_forward_hook(lambda *_: None)
     if compiled:
         network.compile()
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1e-3, momentum=0.9,
@@ -68,10 +73,12 @@ def steps(device, sync):
         work = {"plain": make_step(f"plain {kind}", device, size, batch), "ours": make_step(kind, device, size, batch),
                 "bf16": make_step(kind, device, size, batch, "bfloat16"),
                 "encoder": make_step("encoder", device, size, batch)}
+        if kind == "search":
+            work["modules"] = make_step("search by modules", device, size, batch)
         if device.type == "cuda":
             work["compiled"] = make_step(kind, device, size, batch, "bfloat16", compiled=True)
         t = median_times(work, synchronize=sync)
-        names = {"ours": "float32", "bf16": "bfloat16", "compiled": "bfloat16, compiled",
+        names = {"ours": "float32", "modules": "float32, without the folded pass", "bf16": "bfloat16", "compiled": "bfloat16, compiled",
                  "encoder": "floor: the encoder alone, float32"}
         for name in work:
             if name != "plain":

@@ -66,7 +66,8 @@ def row(iterations, checkpoint):
 
 
 def main(args):
-    args.data, args.out = args.data.resolve(), args.out.resolve()  # the commands run in the repository's folder
+    paths = {"data": args.data.resolve(), "out": args.out.resolve()}  # the commands run in the repository's folder
+    args = argparse.Namespace(**{**vars(args), **paths})
     rows = [row(iterations, search(args, iterations)) for iterations in LENGTHS]
     print("| iterations | " + " | ".join(f"connections, stages at {t:g}" for t in THRESHOLDS) +
           " | largest p dropped | smallest p kept |")

@@ -9,6 +9,7 @@ from models.strengths import ClampStrengths, SigmoidStrengths
 from utils.checkpoint import PARTS, Checkpoint, read_checkpoint
 from utils.errors import InputError
 from utils.options import (
+    PART_OPTIONS,
     HelpFormatter,
     add_data_options,
     add_device_options,
@@ -107,37 +108,53 @@ def check_args(args: argparse.Namespace, num_processes: int) -> None:
     if args.batch_size < num_processes:
         raise InputError(f"--batch_size is {args.batch_size}, divided among {num_processes} processes; give at least "
                          f"one image for each")
-    if args.search and (args.mask_path or args.ft_model is not None):
-        raise InputError("--search learns a connectivity, so it takes neither --mask_path nor --ft_model; "
-                         "leave out one or the other")
+    if args.search and args.mask_path:
+        raise InputError("--search learns a connectivity, so it does not take --mask_path; leave out one or the other")
     if not args.search and not args.mask_path and args.ft_model is None:
         raise InputError("choose a task: --search to search a connectivity, or --mask_path FILE to train one")
 
 
-def find_source(args: argparse.Namespace) -> tuple[Checkpoint | None, argparse.Namespace]:
-    """The checkpoint that --resume or --ft_model starts from, if any, and the options that the run then has."""
+def find_source(args: argparse.Namespace, num_processes: int) -> tuple[Checkpoint | None, argparse.Namespace]:
+    """What a run starts from: a checkpoint (--resume, --ft_model) or None, and the options that the run then has.
+
+    Raises InputError if they contradict each other or are out of range.
+    """
     if args.resume:
-        checkpoint = checkpoint_to_resume(args.resume)
-        parser = build_parser()
-        check_settings(parser, checkpoint.settings, checkpoint.path)
-        given = {name: getattr(args, name) for name in args.given}
-        wish = given.pop("backbone_name", None)  # the two layouts of MobileNetV2 count as one: require_parts compares
-        defaults = {action.dest: action.default for action in parser._actions if action.dest != "help"}
-        settings = merge_settings(checkpoint.settings, given, defaults)
-        if "class_names" not in given:
-            settings["class_names"] = None  # the checkpoint contains the names; the file may be gone
-        if is_own(settings["sparse_loss"]) and "sparse_loss" not in given:
-            raise InputError(f"the run {checkpoint.path} uses the regularizer {settings['sparse_loss']!r}, which this "
-                             f"program would have to import; if you trust it, add --sparse_loss "
-                             f"{settings['sparse_loss']}")
-        checkpoint.require_parts({**given_parts(args), "backbone": wish})
-        return checkpoint, argparse.Namespace(**settings, given=args.given)
-    if args.ft_model is None:
-        return None, args
+        checkpoint, args = resumed(args)
+    elif args.ft_model is not None:
+        checkpoint, args = fine_tuned(args)
+    else:
+        checkpoint = None
+    check_args(args, num_processes)
+    return checkpoint, args
+
+
+def resumed(args: argparse.Namespace) -> tuple[Checkpoint, argparse.Namespace]:
+    """--resume: the checkpoint, and the run's settings with those that may change and were given."""
+    checkpoint = checkpoint_to_resume(args.resume)
+    parser = build_parser()
+    check_settings(parser, checkpoint.settings, checkpoint.path)
+    given = {name: getattr(args, name) for name in args.given}
+    backbone = given.pop("backbone_name", None)  # the two layouts of MobileNetV2 count as one: require_parts compares
+    defaults = {action.dest: action.default for action in parser._actions if action.dest != "help"}
+    settings = merge_settings(checkpoint.settings, given, defaults)
+    if "class_names" not in given:
+        settings["class_names"] = None  # the checkpoint contains the names; the file may be gone
+    if is_own(settings["sparse_loss"]) and "sparse_loss" not in given:
+        raise InputError(f"the run {checkpoint.path} uses the regularizer {settings['sparse_loss']!r}, which this "
+                         f"program would have to import; if you trust it, add --sparse_loss {settings['sparse_loss']}")
+    checkpoint.require_parts({**given_parts(args), "backbone": backbone})
+    return checkpoint, argparse.Namespace(**settings, given=args.given)
+
+
+def fine_tuned(args: argparse.Namespace) -> tuple[Checkpoint, argparse.Namespace]:
+    """--ft_model: the checkpoint, whose parts and sizes become the run's."""
+    if args.search:
+        raise InputError("--search learns a connectivity, so it does not take --ft_model; leave out one or the other")
     if args.ft_model == "" and args.pretrained_model in ("imagenet", "none"):
         raise InputError("--ft_model starts from a trained network; give its checkpoint: --ft_model FILE")
     checkpoint = require_options(read_checkpoint(args.ft_model or args.pretrained_model).require("train"), args)
     checkpoint.require_mask(option_if_given(args, "mask_path"))
-    parts = {"backbone_name" if kind == "backbone" else kind: name for kind, name in checkpoint.parts.items()}
+    parts = {PART_OPTIONS[kind][0]: name for kind, name in checkpoint.parts.items()}
     sizes = {"n_class": checkpoint.num_classes, "depth": checkpoint.depth}
     return checkpoint, argparse.Namespace(**{**vars(args), **parts, **sizes})
