@@ -78,8 +78,8 @@ def steps(device, sync):
         if device.type == "cuda":
             work["compiled"] = make_step(kind, device, size, batch, "bfloat16", compiled=True)
         t = median_times(work, synchronize=sync)
-        names = {"ours": "float32", "modules": "float32, without the folded pass", "bf16": "bfloat16", "compiled": "bfloat16, compiled",
-                 "encoder": "floor: the encoder alone, float32"}
+        names = {"ours": "float32", "modules": "float32, without the folded pass", "bf16": "bfloat16",
+                 "compiled": "bfloat16, compiled", "encoder": "floor: the encoder alone, float32"}
         for name in work:
             if name != "plain":
                 yield f"{kind} step, {place}, {names[name]}", t["plain"], t[name]
