@@ -58,7 +58,7 @@ class Stage(nn.Module):
         total = self.resize(sums[coarsest], coarsest, size)
         for stride in finer:
             total += self.resize(sums[stride], stride, size)  # in place: it is a new map, made by the first resize
-        return self.bn(total.expand(-1, -1, *size))  # G alone is 1x1, and becomes a constant map
+        return self.bn(total)
 
     def connect(self, place: tuple, features: dict, strengths: torch.Tensor | None = None) -> torch.Tensor:
         """What one connection contributes at the resolution of its source: (N, depth, h, w), times 2p in the search."""
@@ -68,7 +68,7 @@ class Stage(nn.Module):
     def resize(self, y: torch.Tensor, stride: int, size: Sequence[int]) -> torch.Tensor:
         """A map of that stride -> (N, depth, *size): bilinear, align_corners=True."""
         if stride == self.stride:
-            return y
+            return y.expand(-1, -1, *size)  # which changes G alone: a 1x1 map becomes a constant one
         return F.interpolate(y, size=tuple(size), mode="bilinear", align_corners=True)
 
     def connection(self, source: int, side: int) -> nn.Module | None:

@@ -31,11 +31,12 @@ def applies(decoder: Decoder) -> bool:
     """Whether this pass computes what the decoder's own modules would, with nothing of them left out.
 
     That is: all stages are plain `Stage`s, all connections a 1x1 convolution without bias and a BN, of exactly these
-    classes and in one mode, and nobody has hooked into a module that this pass does not call.
+    classes, all BNs of one kind and in one mode, and nobody has hooked into a module that this pass does not call.
     """
-    return all(type(stage) is Stage and not hooked(stage) and
-               all(is_convolution_and_norm(stage.connection(*place)) for place in stage.inputs)
-               for stage in decoder.values()) and len(set(map(type, norms_of(decoder)))) == 1
+    connections = [stage.connection(*place) for stage in decoder.values() for place in stage.inputs]
+    return (all(type(stage) is Stage and not hooked(stage) for stage in decoder.values()) and
+            all(map(is_convolution_and_norm, connections)) and
+            len({(type(norm), norm.eps, norm.training) for _, norm in connections}) == 1)
 
 
 def is_convolution_and_norm(connection: nn.Module) -> bool:
@@ -45,18 +46,13 @@ def is_convolution_and_norm(connection: nn.Module) -> bool:
     convolution, norm = connection
     return (type(convolution) is nn.Conv2d and convolution.kernel_size == (1, 1) and convolution.bias is None and
             convolution.stride == (1, 1) and convolution.padding == (0, 0) and convolution.groups == 1 and
-            type(norm) in (BatchNorm2d, SyncBatchNorm2d) and norm.training == connection.training and
+            type(norm) in (BatchNorm2d, SyncBatchNorm2d) and norm.affine and norm.track_running_stats and
             not hooked(convolution) and not hooked(norm))
 
 
 def hooked(module: nn.Module) -> bool:
     """Whether somebody has registered a hook, which the module's own call would run."""
     return any(getattr(module, name) for name in HOOKS)
-
-
-def norms_of(decoder: Decoder) -> list[nn.Module]:
-    """The BNs of all connections."""
-    return [stage.connection(*place)[1] for stage in decoder.values() for place in stage.inputs]
 
 
 class Product(NamedTuple):
