@@ -1,6 +1,7 @@
 """The files that bad_inputs.py feeds to the commands: broken, hostile, of another kind."""
 import io
 import os
+import shutil
 import tarfile
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image
 
 from helpers import tiny_data
 from models import FullyDenseNetwork, SparseMask, connectivity
+
+LONG_NAME = f"{'x' * 250}.jpg"
 
 
 class MakesFile:
@@ -23,10 +26,39 @@ class MakesFile:
 
 
 def make_files(root):
-    """Everything that the cases read, in a folder. Returns (data folder, search checkpoint, trained checkpoint)."""
-    data = root / "data"
-    data.mkdir()
-    tiny_data(data)
+    """Everything that the cases read, in an empty folder."""
+    (root / "data").mkdir()
+    data = tiny_data(root / "data")
+    make_checkpoints(root)
+    make_masks(root)
+    make_lists(root)
+    for number, (_, _, spoil) in enumerate(broken_images()):
+        shutil.copytree(data / "img", root / f"img{number}")
+        spoil(root / f"img{number}/n5.jpg")
+    for number, (_, _, spoil) in enumerate(broken_labels()):
+        shutil.copytree(data / "gt", root / f"gt{number}")
+        spoil(root / f"gt{number}/n5.png")
+    for number, (_, _, write) in enumerate(broken_mats()):
+        (root / f"sbd{number}/dataset/cls").mkdir(parents=True)
+        write(root / f"sbd{number}/dataset/cls/2008_000001.mat")
+    for number, (_, write) in enumerate(broken_archives(root)):
+        (root / f"archive{number}/VOCdevkit/VOC2012").mkdir(parents=True)
+        write(root / f"archive{number}/benchmark.tgz")
+    shutil.copy(data / "img/n5.jpg", root / LONG_NAME)
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(data / "gt/colour.png")
+    (root / "empty").write_text("")
+    (root / "folder").mkdir()
+
+    odd = root / "odd"  # and harmless
+    odd.mkdir()
+    Image.new("CMYK", (76, 70)).save(odd / "n5.jpg")
+    Image.fromarray(np.zeros((70, 76), np.uint16)).save(odd / "n6.png")
+    Image.new("L", (1, 1)).save(root / "dot.png")
+    Image.new("LA", (5, 3)).save(root / "grey_alpha.png")
+
+
+def make_checkpoints(root):
+    """Checkpoints and encoder weights."""
     torch.manual_seed(0)
     search, train = root / "checkpoint_6.pth.tar", root / "trained.pth.tar"
     network = FullyDenseNetwork(depth=4, num_classes=3)
@@ -55,11 +87,12 @@ def make_files(root):
     flipped = bytearray(train.read_bytes())
     flipped[len(flipped) // 2] ^= 1
     (root / "flipped.pth.tar").write_bytes(flipped)
-    (root / "empty").write_text("")
-    (root / "text.txt").write_text("this is no such file\n")
     (root / "text.pth.tar").write_text("this is no such file\n")
-    (root / "folder").mkdir()
 
+
+def make_masks(root):
+    """Connectivities."""
+    (root / "text.txt").write_text("this is no such file\n")
     np.save(root / "flat.npy", np.zeros((9, 9), bool))
     np.save(root / "float.npy", np.full((9, 9, 2), 0.5))
     np.save(root / "object.npy", np.array([MakesFile(root / "made_by_mask")], object), allow_pickle=True)
@@ -75,25 +108,33 @@ def make_files(root):
     np.savez(root / "zip.npz", connectivity.fcn())
     (root / "names.txt").write_text("D[8] E[0] E[19]\n")
 
+
+def make_lists(root):
+    """Lists of image names."""
     for name, text in {"empty.txt": "", "blank.txt": "\n  \n\n", "unknown.txt": "n5\nmissing\n", "up.txt": "../n5\n",
                        "absolute.txt": "/etc/passwd\n", "drive.txt": "C:\\n5\n", "control.txt": "n5\x07\n",
                        "two_names.txt": "a\nb\n", "long.txt": "a" * 300, "colour.txt": "colour\n"}.items():
         (root / name).write_text(text)
     (root / "binary.txt").write_bytes(bytes(range(128, 256)))
     (root / "harmless.txt").write_bytes("\ufeffn5\r\n\r\n  n6  \r\nn5\r\n".encode())
-    Image.new("RGB", (4, 4), (1, 2, 3)).save(data / "gt/colour.png")
-    return data, search, train
 
 
-def broken_images(data):
-    """(what, words, function(path of the image) that breaks it) of one image of the list, n5."""
-    whole = (data / "img/n5.jpg").read_bytes()
+def cut(length):
+    """A function that leaves so many bytes of a file, or such a share of them."""
+    def write(path):
+        content = path.read_bytes()
+        path.write_bytes(content[:length if length > 1 else int(length * len(content))])
+    return write
+
+
+def broken_images():
+    """(what, words of the sentence, function(path of the image) that breaks it) of one image of the list, n5."""
 
     def bomb(path):  # a PNG that says it is of 20,000 x 20,000 pixels
         Image.new("1", (20000, 20000)).save(path, format="PNG")
 
     return [
-        ("cut short", ["n5.jpg", "cannot be read"], lambda path: path.write_bytes(whole[: len(whole) // 2])),
+        ("cut short", ["n5.jpg", "cannot be read"], cut(0.5)),
         ("zero bytes", ["n5.jpg", "cannot be read"], lambda path: path.write_bytes(b"")),
         ("text named .jpg", ["n5.jpg", "cannot be read"], lambda path: path.write_text("no image")),
         ("20,000 x 20,000 pixels", ["n5.jpg", "cannot be read", "exceeds"], bomb),
@@ -114,7 +155,7 @@ def broken_labels():
         return lambda path: image.save(path)
 
     return [
-        ("cut short", ["n5.png", "cannot be read"], lambda path: path.write_bytes(path.read_bytes()[:60])),
+        ("cut short", ["n5.png", "cannot be read"], cut(60)),
         ("zero bytes", ["n5.png", "cannot be read"], lambda path: path.write_bytes(b"")),
         ("JPEG named .png", ["n5.png", "cannot be read"],
          lambda path: Image.new("L", (76, 70)).save(path, format="JPEG")),
@@ -126,8 +167,8 @@ def broken_labels():
     ]
 
 
-def broken_mats(root):
-    """(what, words, folder benchmark_RELEASE with one wrong .mat)."""
+def broken_mats():
+    """(what, words of the sentence, function(path) that writes such a .mat)."""
 
     def struct(labels):
         return {"GTcls": {"Segmentation": labels}}
@@ -136,32 +177,27 @@ def broken_mats(root):
         return lambda path: scipy.io.savemat(path, content, **options)
 
     good = np.zeros((4, 5), np.uint8)
-    kinds = [
+    return [
         ("no GTcls", ["has no GTcls"], save({"other": good})),
         ("GTcls is not a struct", ["not a struct"], save({"GTcls": good})),
         ("v7.3 (HDF5)", ["7.3"], lambda path: path.write_bytes(b"MATLAB 7.3 MAT-file" + bytes(500))),
         ("cut short", ["not a complete MATLAB 5"],
-         lambda path: (save(struct(good))(path), path.write_bytes(path.read_bytes()[:200]))),
+         lambda path: (save(struct(good))(path), cut(200)(path))),
         ("zero bytes", ["not a complete MATLAB 5"], lambda path: path.write_bytes(b"")),
         ("text named .mat", ["not a complete MATLAB 5"], lambda path: path.write_text("no labels")),
         ("a class out of range", ["has the value 77"], save(struct(good + np.uint8(77)))),
         ("half a class", ["has the value 0.5"], save(struct(good + 0.5))),
         ("one dimension too many", ["shape (2, 3, 4)"], save(struct(np.zeros((2, 3, 4))))),
     ]
-    for number, (what, words, write) in enumerate(kinds):
-        folder = root / f"sbd{number}"
-        (folder / "dataset/cls").mkdir(parents=True)
-        write(folder / "dataset/cls/2008_000001.mat")
-        yield what, words, folder
 
 
-def archive(root, name, member):
-    """ROOT of prepare.py with an archive of SBD that holds this member alone."""
-    folder = root / name
-    (folder / "VOCdevkit/VOC2012").mkdir(parents=True)
-    with tarfile.open(folder / "benchmark.tgz", "w:gz") as tar:
-        tar.addfile(member, io.BytesIO(b"x" * member.size))
-    return folder
+def archive(*members):
+    """A function that writes an archive of these members alone."""
+    def write(path):
+        with tarfile.open(path, "w:gz") as tar:
+            for info in members:
+                tar.addfile(info, io.BytesIO(b"x" * info.size))
+    return write
 
 
 def member(name, kind=tarfile.REGTYPE, target=""):
@@ -172,14 +208,13 @@ def member(name, kind=tarfile.REGTYPE, target=""):
 
 
 def broken_archives(root):
-    """(what, ROOT of prepare.py with such an archive); most would write outside of it."""
-    for number, (what, wrong) in enumerate((
-            ("a member above the folder", member("../escaped")),
-            ("an absolute member", member(str(root / "escaped"))),
-            ("a link out of the folder", member("benchmark_RELEASE/x", tarfile.SYMTYPE, "../../escaped")),
-            ("a hard link to nothing", member("benchmark_RELEASE/x", tarfile.LNKTYPE, "benchmark_RELEASE/nothing")),
-            ("a device", member("benchmark_RELEASE/x", tarfile.CHRTYPE)))):
-        yield what, archive(root, f"archive{number}", wrong)
-    cut = archive(root, "archive_cut", member("benchmark_RELEASE/a"))
-    (cut / "benchmark.tgz").write_bytes((cut / "benchmark.tgz").read_bytes()[:60])
-    yield "cut short", cut
+    """(what, function(path) that writes such an archive of SBD); most would write outside of the folder."""
+    inside = "benchmark_RELEASE/x"
+    return [
+        ("a member above the folder", archive(member("../escaped"))),
+        ("an absolute member", archive(member(str(root / "escaped")))),
+        ("a link out of the folder", archive(member(inside, tarfile.SYMTYPE, "../../escaped"))),
+        ("a hard link to nothing", archive(member(inside, tarfile.LNKTYPE, "benchmark_RELEASE/nothing"))),
+        ("a device", archive(member(inside, tarfile.CHRTYPE))),
+        ("cut short", lambda path: (archive(member(inside))(path), cut(60)(path))),
+    ]

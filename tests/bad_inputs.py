@@ -3,13 +3,9 @@
 Most are tried in this process, for the speed of it; test_commands.py shows that a command turns an InputError into one
 line and exit code 2.
 """
-import shutil
 from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
-
-from bad_files import broken_archives, broken_images, broken_labels, broken_mats, make_files
+from bad_files import LONG_NAME, broken_archives, broken_images, broken_labels, broken_mats, make_files
 from helpers import TINY, call, folders
 
 TRAIN, PRUNE, EVAL, PREDICT = "train_sparse_mask.py", "prune.py", "eval_sparse_mask.py", "predict.py"
@@ -18,7 +14,7 @@ MAT, LABELS, PREPARE = "VOC12/convert_mat_to_png.py", "VOC12/convert_labels.py",
 
 
 class Case(NamedTuple):
-    """`what` is wrong with input of this kind; the command; words that its sentence must hold."""
+    """`what` is wrong with input of this kind; the command; words that its sentence must contain."""
     kind: str
     what: str
     command: list
@@ -26,11 +22,11 @@ class Case(NamedTuple):
 
 
 class Lab:
-    """A folder of broken files, and commands that would succeed: each case spoils one thing of one of them."""
+    """A folder of broken files (bad_files.py), and commands that would succeed: each case spoils one thing of one."""
 
     def __init__(self, root):
-        self.root = root
-        self.data, self.search, self.train = make_files(root)
+        self.root, self.data = root, root / "data"
+        self.search, self.train = root / "checkpoint_6.pth.tar", root / "trained.pth.tar"
         self.lists = folders(self.data)
         self.new = [TRAIN, *TINY, *self.lists, "--exp_path", root / "runs", "--mask_path", "fcn"]
         self.resume = [TRAIN, "--resume"]
@@ -43,37 +39,33 @@ class Lab:
         self.prepare = [PREPARE, "--data", root / "voc", "--root"]
 
 
-def make_cases(root):
-    """Makes the files in `root`, an empty folder; returns the list of Cases."""
+def list_all(root):
+    """{"KIND: WHAT": Case} of the files that make_files(root) makes. Makes none, so any root will do for the names."""
     lab = Lab(root)
     kinds = {"image": image_cases, "label": label_cases, "list": list_cases, ".mat": mat_cases,
              "archive": archive_cases, "mask": mask_cases, "checkpoint": checkpoint_cases, "flag": flag_cases}
-    return [Case(kind, what, command, words) for kind, cases in kinds.items() for what, command, *words in cases(lab)]
+    cases = [Case(kind, what, command, words) for kind, cases in kinds.items() for what, command, *words in cases(lab)]
+    names = {f"{case.kind}: {case.what}": case for case in cases}
+    assert len(names) == len(cases), "two cases of one name"
+    return names
 
 
 def image_cases(lab):
     """(what, command, words...), as in all the functions that follow."""
-    for number, (what, words, spoil) in enumerate(broken_images(lab.data)):
-        copy = lab.root / f"img{number}"
-        shutil.copytree(lab.data / "img", copy)
-        spoil(copy / "n5.jpg")
-        yield what, [*lab.evaluation, "--im_path", copy], *words
-        if (copy / "n5.jpg").is_file() and "its label" not in what:
-            yield f"{what}, of predict.py", [*lab.prediction, copy / "n5.jpg"], *words
-    long = lab.root / f"{'x' * 250}.jpg"
-    shutil.copy(lab.data / "img/n5.jpg", long)
-    yield "a name of 254 characters", [*lab.prediction, long], "262 bytes", "shorter"
+    for number, (what, words, _) in enumerate(broken_images()):
+        folder = lab.root / f"img{number}"
+        yield what, [*lab.evaluation, "--im_path", folder], *words
+        if what not in ("missing", "a folder named .jpg", "another size than its label"):
+            yield f"{what}, of predict.py", [*lab.prediction, folder / "n5.jpg"], *words
+    yield "a name of 254 characters", [*lab.prediction, lab.root / LONG_NAME], "262 bytes", "shorter"
     yield "none at the path", [*lab.prediction, lab.root / "nothing"], "names no image"
     yield "a folder without images", [*lab.prediction, lab.root / "folder"], "image"
     yield "the folder missing", [*lab.evaluation, "--im_path", lab.root / "nowhere"], "nowhere", "does not exist"
 
 
 def label_cases(lab):
-    for number, (what, words, spoil) in enumerate(broken_labels()):
-        copy = lab.root / f"gt{number}"
-        shutil.copytree(lab.data / "gt", copy)
-        spoil(copy / "n5.png")
-        yield what, [*lab.evaluation, "--gt_path", copy], *words
+    for number, (what, words, _) in enumerate(broken_labels()):
+        yield what, [*lab.evaluation, "--gt_path", lab.root / f"gt{number}"], *words
     out, gt = lab.root / "out", lab.data / "gt"
     yield "the folder is a file", [*lab.evaluation, "--gt_path", lab.root / "empty"], "folder of labels"
     yield "a class beyond --n_class", [*lab.new, "--n_class", 2], "value 2", "--n_class"
@@ -103,16 +95,16 @@ def list_cases(lab):
 
 
 def mat_cases(lab):
-    for what, words, folder in broken_mats(lab.root):
-        yield what, [MAT, "--workers", 1, "--sbd_path", folder], "2008_000001.mat", *words
+    for number, (what, words, _) in enumerate(broken_mats()):
+        yield what, [MAT, "--workers", 1, "--sbd_path", lab.root / f"sbd{number}"], "2008_000001.mat", *words
     yield "none in the folder", [MAT, "--sbd_path", lab.root / "folder"], "does not exist", "benchmark_RELEASE"
 
 
 def archive_cases(lab):
     yield "missing", [*lab.prepare, lab.root / "folder"], "lacks archives", "--download"
     yield "--root missing", [*lab.prepare, lab.root / "nowhere"], "does not exist"
-    for what, folder in broken_archives(lab.root):
-        yield what, [*lab.prepare, folder], "benchmark.tgz"
+    for number, (what, _) in enumerate(broken_archives(lab.root)):
+        yield what, [*lab.prepare, lab.root / f"archive{number}"], "benchmark.tgz"
     yield "an address without --download", [*lab.prepare, lab.root, "--sbd_url", "http://x"], "--download"
 
 
@@ -219,19 +211,12 @@ def flag_cases(lab):
 
 
 def harmless(root):
-    """(what, command): odd input that simply works, in the `root` of make_cases."""
-    lab_data, train = root / "data", root / "trained.pth.tar"
-    images = root / "odd"
-    images.mkdir()
-    Image.new("CMYK", (76, 70)).save(images / "n5.jpg")
-    Image.fromarray(np.zeros((70, 76), np.uint16)).save(images / "n6.png")
-    Image.new("L", (1, 1)).save(root / "dot.png")
-    Image.new("LA", (5, 3)).save(root / "grey_alpha.png")
-    evaluation = [EVAL, "--pretrained_model", train, *folders(lab_data, False), "--gpu", -1, "--n_worker", 0]
-    prediction = [PREDICT, "--checkpoint", train, "--gpu", -1, "--out", root / "predictions"]
-    yield "a list with BOM, CRLF, blank lines and a name twice", [*evaluation, "--eval_list", root / "harmless.txt"]
-    yield "CMYK and 16-bit images", [*evaluation, "--im_path", images]
-    yield "images of 1x1 and 5x3", [*prediction, root / "dot.png", root / "grey_alpha.png"]
+    """{what: command}: odd input that simply works, of the files of make_files(root)."""
+    lab = Lab(root)
+    return {"a list with BOM, CRLF, blank lines and a name twice":
+            [*lab.evaluation, "--eval_list", root / "harmless.txt"],
+            "CMYK and 16-bit images": [*lab.evaluation, "--im_path", root / "odd"],
+            "images of 1x1 and 5x3": [*lab.prediction, root / "dot.png", root / "grey_alpha.png"]}
 
 
 def wrong(case, outcome):
@@ -244,7 +229,7 @@ def wrong(case, outcome):
 
 
 def made_by_hostile_files(root):
-    """The files that exist if a hostile file was obeyed, of those that make_cases laid out."""
+    """The files that exist if a hostile file was obeyed, of those that make_files laid out."""
     places = (root / "made_by_checkpoint", root / "made_by_mask", root / "escaped", root.parent / "escaped")
     return [path for path in places if path.exists()]
 
@@ -253,13 +238,14 @@ def print_table(root):
     """Tries all cases in the empty folder `root` and prints each with its sentence. Raises AssertionError."""
     counts = {}
     print("| kind | what is wrong | exit code | sentence |\n|---|---|---|---|")
-    for case in make_cases(root):
+    make_files(root)
+    for case in list_all(root).values():
         outcome = call(*case.command)
         assert not wrong(case, outcome), (case, outcome)
         sentences = " / ".join(outcome.text.splitlines())
         print(f"| {case.kind} | {case.what} | {outcome.code} | {sentences.replace(f'{root}/', '')} |")
         counts[case.kind] = counts.get(case.kind, 0) + 1
-    for what, command in harmless(root):
+    for what, command in harmless(root).items():
         assert call(*command).code == 0, what
         print(f"| harmless | {what} | 0 | (it works) |")
     assert not made_by_hostile_files(root)
