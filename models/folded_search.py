@@ -25,34 +25,45 @@ from models.sync_bn import SyncBatchNorm2d, shared_statistics
 GLOBAL = float("inf")  # stands for the stride of what is 1x1: G, and constants
 MANY_PIXELS = 8  # per output channel: from there on the statistics of W x are cheaper from those of x
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+METHODS = {"forward", "connect", "resize", "connection"}
+
+
+class FoldedDecoder(Decoder):
+    """A Decoder that takes the fast pass wherever it is exact, and its own modules everywhere else."""
+
+    def forward(self, taps: Sequence[torch.Tensor], strengths: Sequence[torch.Tensor]) -> torch.Tensor:
+        """As Decoder.forward, with strengths."""
+        return decode(self, taps, strengths) if applies(self) else super().forward(taps, strengths)
 
 
 def applies(decoder: Decoder) -> bool:
     """Whether this pass computes what the decoder's own modules would, with nothing of them left out.
 
     That is: all stages are plain `Stage`s, all connections a 1x1 convolution without bias and a BN, of exactly these
-    classes, all BNs of one kind and in one mode, and nobody has hooked into a module that this pass does not call.
+    classes, all BNs of one kind and in one mode, and nobody has changed or hooked into a module that this pass does
+    not call.
     """
     connections = [stage.connection(*place) for stage in decoder.values() for place in stage.inputs]
-    return (all(type(stage) is Stage and not hooked(stage) for stage in decoder.values()) and
+    return (all(type(stage) is Stage and not altered(stage) for stage in decoder.values()) and
             all(map(is_convolution_and_norm, connections)) and
-            len({(type(norm), norm.eps, norm.training) for _, norm in connections}) == 1)
+            len({(type(norm), norm.eps, norm.training) for _, norm in connections}) == 1 and
+            not any(getattr(nn.modules.module, f"_global{name}") for name in HOOKS))  # of all modules, as profilers use
 
 
 def is_convolution_and_norm(connection: nn.Module) -> bool:
     """Whether a connection is the search's: a 1x1 convolution without bias, then a BN."""
-    if type(connection) is not nn.Sequential or len(connection) != 2 or hooked(connection):
+    if type(connection) is not nn.Sequential or len(connection) != 2 or altered(connection):
         return False
     convolution, norm = connection
     return (type(convolution) is nn.Conv2d and convolution.kernel_size == (1, 1) and convolution.bias is None and
             convolution.stride == (1, 1) and convolution.padding == (0, 0) and convolution.groups == 1 and
             type(norm) in (BatchNorm2d, SyncBatchNorm2d) and norm.affine and norm.track_running_stats and
-            not hooked(convolution) and not hooked(norm))
+            not altered(convolution) and not altered(norm))
 
 
-def hooked(module: nn.Module) -> bool:
-    """Whether somebody has registered a hook, which the module's own call would run."""
-    return any(getattr(module, name) for name in HOOKS)
+def altered(module: nn.Module) -> bool:
+    """Whether the module's own call would do more than its class does: run a hook, or a method set on the instance."""
+    return any(getattr(module, name) for name in HOOKS) or not METHODS.isdisjoint(vars(module))
 
 
 class Product(NamedTuple):

@@ -40,14 +40,15 @@ class SegmentationNetwork(nn.Module):
         self.backbone = make_backbone(backbone)
         self.num_stages = len(self.backbone.channels)
 
-    def make_decoder(self, connectivity: np.ndarray, normalize: nn.Module | None = None) -> Decoder:
+    def make_decoder(self, connectivity: np.ndarray, normalize: type[nn.Module] | None = None,
+                     kind: type[Decoder] = Decoder) -> Decoder:
         """The decoder of a connectivity, bool (L, L, 2). normalize: the class of a BN after each connection, if any."""
         def connection(in_channels, depth):
             module = components.make("connection", self.parts["connection"], CONNECTIONS, in_channels, depth)
             return nn.Sequential(module, normalize(depth)) if normalize else module
 
         fusion = components.find("fusion", self.parts["fusion"], FUSIONS)
-        return Decoder(self.backbone.channels, self.backbone.strides, self.depth, connectivity, connection, fusion)
+        return kind(self.backbone.channels, self.backbone.strides, self.depth, connectivity, connection, fusion)
 
     def make_head(self) -> nn.Module:
         """The head; subclasses call it after make_decoder, so that it follows the decoder's names."""

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from models import connectivity as conn
-from models import folded_search
+from models.folded_search import FoldedDecoder
 from models.layers import BatchNorm2d, freeze_bn_affine, initialize
 from models.network import SegmentationNetwork
 from models.strengths import make_strengths
@@ -31,7 +31,7 @@ class FullyDenseNetwork(SegmentationNetwork):
         super().__init__(backbone, depth, num_classes, connection, fusion, head)
         self.parts["strengths"] = strengths
         self.strengths, self.noise = make_strengths(strengths), noise
-        self.decoders = self.make_decoder(conn.full(self.num_stages), normalize=BatchNorm2d)
+        self.decoders = self.make_decoder(conn.full(self.num_stages), BatchNorm2d, FoldedDecoder)
         for l, stage in enumerate(self.decoders.values()):
             parameter = nn.Parameter(torch.full((l + 1, 2), self.strengths.start))
             stage.register_parameter(self.strengths.parameter_name, parameter)
@@ -45,10 +45,7 @@ class FullyDenseNetwork(SegmentationNetwork):
         strengths: one tensor p (l+1, 2) per stage, as draw_strengths returns them; drawn here if None.
         """
         strengths = self.draw_strengths() if strengths is None else strengths
-        taps = self.backbone(image)
-        if folded_search.applies(self.decoders):
-            return self.head(folded_search.decode(self.decoders, taps, strengths))
-        return self.head(self.decoders(taps, strengths))
+        return self.head(self.decoders(self.backbone(image), strengths))
 
     def strength_parameters(self) -> list[nn.Parameter]:
         """One parameter (l+1, 2) per stage, deepest first: what `self.strengths` turns into p."""
