@@ -8,6 +8,9 @@ Every index counts from the deepest. Stage l has the resolution of the encoder t
 Stage l reads E[0], ..., E[l] on its encoder side and G, D[0], ..., D[l-1] on its decoder side, where G is the global
 average of E[0]. So source 0 of the decoder side is G, and source j is D[j-1].
 
+Two optimizations rest on these equations: models/folded_search.py in the search, and the folding of a stage's BN in
+models/inference.py. Each is tried against this file first, and left out where somebody has changed the equations.
+
 The factor is 2p, not p, for a connection has the weight 1 when its strength is 0.5. There every search starts, so the
 supernet starts as the plain sum, which is also what the pruned network computes.
 """

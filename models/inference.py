@@ -3,6 +3,8 @@
 `for_inference` is the one call that evaluation, and whoever uses the networks elsewhere, share.
 """
 import copy
+import functools
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,9 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from models.decoder import Stage
-from models.layers import resize
+from models.decoder import Stage, conv1x1
+from models.layers import BatchNorm2d, is_plain, resize
 from models.mobilenet_v2 import MIN_SIZE
+from models.sync_bn import SyncBatchNorm2d
 from utils.errors import InputError
 
 
@@ -34,9 +37,11 @@ def for_inference(network: nn.Module, compiled: bool = False, dtype: torch.dtype
 def folded(network: nn.Module) -> nn.Module:
     """A copy in evaluation mode whose BNs are folded into the convolutions before them, where there is one."""
     network = copy.deepcopy(network).eval().requires_grad_(False)
+    stages = [module for module in network.modules() if is_plain(module, (Stage,))] if scales_pass_through() else []
+    uses = Counter(stage.connection(*place) for stage in stages for place in stage.inputs)
+    for stage in stages:
+        fold_stage(stage, uses)
     for module in network.modules():
-        if type(module) is Stage:
-            fold_stage(module)
         for convolution, norm in getattr(module, "folds", ()):
             if hasattr(module, norm):
                 fold(module, convolution, norm)
@@ -51,10 +56,14 @@ def fold(module: nn.Module, convolution: str, norm: str) -> None:
     setattr(module, norm, nn.Identity())
 
 
-def fold_stage(stage: Stage) -> None:
-    """Puts the BN of a stage into its connections, if all are convolutions: resizing keeps a scale and a constant."""
+def fold_stage(stage: Stage, uses: Counter) -> None:
+    """Puts the BN of a stage into its connections, which the sum and its resizes pass on: a scale and a constant.
+
+    Only where all connections are convolutions that no other place uses (uses: connection -> number of places).
+    """
     convolutions, bn = [stage.connection(*place) for place in stage.inputs], stage.bn
-    if not all(type(conv) is nn.Conv2d for conv in convolutions):
+    if not is_plain(bn, (BatchNorm2d, SyncBatchNorm2d)) or \
+            not all(is_plain(conv, (nn.Conv2d,)) and uses[conv] == 1 for conv in convolutions):
         return
     for i, conv in enumerate(convolutions):
         shift = bn.running_mean, bn.bias  # of the sum, so of one connection only
@@ -62,6 +71,25 @@ def fold_stage(stage: Stage) -> None:
         conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, bn.running_var, bn.eps, bn.weight,
                                                       bias)
     stage.bn = nn.Identity()
+
+
+@functools.lru_cache(maxsize=1)
+def scales_pass_through() -> bool:
+    """Whether folding is exact for models/decoder.py, which somebody may have edited: tried on a small stage.
+
+    It leaves the random numbers as they are.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        places = {(0, 0): 4, (0, 1): 4, (1, 0): 2}  # {(source, side): stride}
+        stage = Stage({place: conv1x1(3, 2) for place in places}, places, 2, 2).double().eval()
+        for tensor in stage.bn.running_mean, stage.bn.weight, stage.bn.bias:
+            tensor.normal_()
+        sizes = {(0, 0): 3, (0, 1): 1, (1, 0): 5}
+        features = {place: torch.randn(2, 3, n, n, dtype=torch.float64) for place, n in sizes.items()}
+        before = stage(features, (5, 5))
+        fold_stage(stage, Counter(stage.connection(*place) for place in places))
+        return torch.allclose(stage(features, (5, 5)), before, rtol=1e-9, atol=1e-9)
 
 
 class TestTimeAugmentation:

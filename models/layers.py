@@ -27,6 +27,19 @@ class BatchNorm2d(nn.BatchNorm2d):
                             self.eps)
 
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def is_plain(module: nn.Module, kinds: Sequence[type]) -> bool:
+    """Whether a call of the module does what one of these classes does, and nothing else.
+
+    That is: it is of exactly such a class, no hook is registered, and no method is set on the instance. Whatever
+    computes a module's result without calling it has to ask this first.
+    """
+    return (type(module) in kinds and not any(getattr(module, name) for name in HOOKS) and
+            not any(map(callable, vars(module).values())))
+
+
 @torch.no_grad()
 def update_statistics(norms: Sequence[nn.BatchNorm2d], mean: torch.Tensor, var: torch.Tensor) -> None:
     """Updates the running statistics of several norms by a batch of mean and (unbiased) variance.

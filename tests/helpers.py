@@ -20,7 +20,9 @@ TINY = ["--pretrained_model", "none", "--gpu", "-1", "--depth", "4", "--n_class"
         "--batch_size", "2", "--n_worker", "0", "--log_interval", "1"]
 if str(ROOT) not in sys.path:  # tests, and the scripts in this folder, run from any folder
     sys.path.insert(0, str(ROOT))
-torch.set_num_threads(1)  # the inputs are tiny, and one thread keeps the order of the sums
+# One thread, here and in the processes that tests start: the inputs are tiny, and it keeps the order of the sums.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def filled(state):
@@ -111,12 +113,20 @@ def only_run(path):
 
 
 def run(*command, code=0):
-    """A script of the repository as a process of one thread; returns what it printed. Asserts its exit code."""
-    result = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, text=True, capture_output=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    """A script of the repository as a process of its own; returns what it printed. Asserts its exit code."""
+    result = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, text=True, capture_output=True, timeout=300)
     assert result.returncode == code, result.stdout + result.stderr
     assert "Traceback" not in result.stderr, result.stderr
     return result.stdout + result.stderr
+
+
+def is_network(strengths, threshold):
+    """Whether the finest stage reads an encoder tap or G, itself or through other stages, above the threshold."""
+    fed = []  # stages that do, deepest first
+    for p in strengths:
+        strong = p > threshold
+        fed.append(strong[:, 0].any() or strong[0, 1] or (strong[1:, 1] & np.array(fed, bool)).any())
+    return bool(fed[-1])
 
 
 class Outcome(NamedTuple):
@@ -140,7 +150,7 @@ def call(script, *arguments):
             code = module.main(parse(parser, list(map(str, arguments)))) or 0
         except InputError as error:
             return Outcome(2, explain(error, parser))
-        except SystemExit as exit:  # argparse: its usage, then the sentence
-            return Outcome(exit.code, screen.getvalue().strip().splitlines()[-1].partition("error: ")[2])
+        except SystemExit as exit:  # argparse: after --help, or after its usage and the sentence
+            return Outcome(exit.code, screen.getvalue().rpartition("error: ")[2].strip())
     lines = (line.rpartition("\r")[2].strip() for line in screen.getvalue().splitlines())
     return Outcome(code, "\n".join(line for line in lines if line and "%|" not in line))

@@ -26,7 +26,21 @@ SCRIPTS = ("train_sparse_mask.py", "prune.py", "eval_sparse_mask.py", "predict.p
            "export.py")
 
 
-@pytest.fixture(scope="session")
+def succeed(script, *arguments):
+    """A command in this process that ends with exit code 0; returns what it printed."""
+    outcome = call(script, *arguments)
+    assert outcome.code == 0, outcome.text
+    return outcome.text
+
+
+def refuse(script, *arguments):
+    """A command in this process that ends with an InputError; returns the sentence."""
+    outcome = call(script, *arguments)
+    assert outcome.code == 2 and "\n" not in outcome.text
+    return outcome.text
+
+
+@pytest.fixture(scope="module")
 def path(data, tmp_path_factory):
     """Search, prune, train: {name: path}."""
     out = tmp_path_factory.mktemp("runs")
@@ -98,7 +112,7 @@ def test_prune_finds_the_connectivity_and_reports_it(path):
 
 def test_eval_prints_the_score_of_the_log(path, data):
     printed = run("eval_sparse_mask.py", "--pretrained_model", path["checkpoint"], *folders(data, train=False),
-                  "--gpu", -1, "--mask_path", path["mask"])
+                  "--gpu", -1, "--mask_path", path["mask"])  # a process, so that each command is one once
     score = re.search(r"^mIoU +([\d.]+)$", printed, re.MULTILINE)[1]
     last = re.findall(r"val mIoU ([\d.]+)", (path["train"] / "log.txt").read_text())[-1]
     assert score == last
@@ -106,8 +120,8 @@ def test_eval_prints_the_score_of_the_log(path, data):
 
 
 def test_eval_averages_scales_and_says_so(path, data):
-    plain, same, averaged = (run("eval_sparse_mask.py", "--pretrained_model", path["checkpoint"], "--gpu", -1,
-                                 *folders(data, train=False), *options)
+    plain, same, averaged = (succeed("eval_sparse_mask.py", "--pretrained_model", path["checkpoint"], "--gpu", -1,
+                                     *folders(data, train=False), *options)
                              for options in ((), ("--scales", 1), ("--scales", 0.5, 1, 1.5, "--flip")))
     assert re.findall(r"[\d.]+$", plain, re.MULTILINE) == re.findall(r"[\d.]+$", same, re.MULTILINE)
     assert "averaged over the scales 0.5 1 1.5 and the mirrored image" in averaged and "averaged" not in same
@@ -127,8 +141,8 @@ def test_predict_writes_what_eval_scores(path, data, tmp_path):
         with Image.open(tmp_path / f"{name}_overlay.png") as image:
             assert image.width >= 76 and image.height > 70
     iou = confusion.diagonal() / (confusion.sum(0) + confusion.sum(1) - confusion.diagonal())
-    printed = run("eval_sparse_mask.py", "--pretrained_model", path["checkpoint"], *folders(data, train=False),
-                  "--gpu", -1)
+    printed = succeed("eval_sparse_mask.py", "--pretrained_model", path["checkpoint"], *folders(data, train=False),
+                      "--gpu", -1)
     assert f"{100 * iou.mean():.2f}" == re.search(r"^mIoU +([\d.]+)$", printed, re.MULTILINE)[1]
 
 
@@ -139,67 +153,75 @@ def test_predict_goes_on_after_an_image_that_cannot_be_read(path, data, tmp_path
     (images / "b.jpg").write_bytes((data / "img" / "n0.jpg").read_bytes()[:300])
     (images / "c.png").write_text("")
     Image.new("L", (7, 5)).save(images / "d.png")
-    printed = run("predict.py", images, "--checkpoint", path["checkpoint"], "--gpu", -1, "--out", tmp_path / "out",
-                  "--scales", 0.5, 1, "--flip", code=1)
+    code, printed = call("predict.py", images, "--checkpoint", path["checkpoint"], "--gpu", -1, "--out",
+                         tmp_path / "out", "--scales", 0.5, 1, "--flip")
+    assert code == 1
     assert "b.jpg cannot be read" in printed and "c.png cannot be read" in printed
     assert "2 of 4 could not be read" in printed and "averaged over" in printed
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.png", "a_overlay.png", "d.png", "d_overlay.png"}
     assert Image.open(tmp_path / "out" / "d.png").size == (7, 5)
     before = (images / "d.png").read_bytes()
-    message = run("predict.py", images, "--checkpoint", path["checkpoint"], "--gpu", -1, "--out", images, code=2)
+    message = refuse("predict.py", images, "--checkpoint", path["checkpoint"], "--gpu", -1, "--out", images)
     assert "another --out" in message and (images / "d.png").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_draw_takes_masks_checkpoints_and_runs(path, tmp_path):
-    for source, pictures in ((path["search"], {"strengths", "strengths_over_time", "architecture"}),
-                             (path["out"] / "found.pth.tar", {"found_strengths", "found_architecture"}),
-                             (path["out"] / "weak.pth.tar", {"weak_strengths"}),
-                             (path["checkpoint"], {"checkpoint_6_architecture"}),
-                             (path["train"], {"architecture"}), ("unet", {"unet_architecture"}),
-                             (path["mask"].with_suffix(".txt"), {"mask_thres_0.001_architecture"})):
-        out = tmp_path / f"{len(list(tmp_path.iterdir()))}"
-        printed = run("draw.py", source, "--out", out)
+    for number, (command, source, pictures) in enumerate((
+            (run, path["search"], {"strengths", "strengths_over_time", "architecture"}),
+            (succeed, path["out"] / "found.pth.tar", {"found_strengths", "found_architecture"}),
+            (succeed, path["out"] / "weak.pth.tar", {"weak_strengths"}),
+            (succeed, path["checkpoint"], {"checkpoint_6_architecture"}),
+            (succeed, path["train"], {"architecture"}),
+            (succeed, "unet", {"unet_architecture"}),
+            (succeed, path["mask"].with_suffix(".txt"), {"mask_thres_0.001_architecture"}))):
+        out = tmp_path / str(number)
+        printed = command("draw.py", source, "--out", out)
         assert {p.name for p in out.iterdir()} == {f"{name}.{suffix}" for name in pictures for suffix in ("svg", "png")}
         assert ("finest stage keeps no input" in printed) == ("weak" in str(source))
 
 
+@pytest.mark.slow
 def test_measure_says_what_and_how(path):
     printed = run("measure.py", "published", "--gpu", -1, "--size", 64, 96, "--runs", 2, "--batch_size", 2)
     assert "2,785,941 (2.22 M encoder + 0.56 M decoder and head)" in printed
     assert "images of 64x96, batch 2, float32" in printed and re.search(r"peak memory +[1-9]\d* MiB", printed)
-    assert "15 connections" in run("measure.py", path["checkpoint"], "--gpu", -1, "--size", 64, 64, "--runs", 1)
-    assert "all connections" in run("measure.py", path["search_checkpoint"], "--gpu", -1, "--size", 64, 64, "--runs", 1,
-                                    "--type", "bfloat16")
+    small = ["--gpu", -1, "--size", 64, 64, "--runs", 1]
+    assert "15 connections" in succeed("measure.py", path["checkpoint"], *small)
+    assert "all connections" in succeed("measure.py", path["search_checkpoint"], *small, "--type", "bfloat16")
 
 
+@pytest.mark.slow
 def test_export_as_a_command(path, tmp_path):
     printed = run("export.py", "--checkpoint", path["checkpoint"], "--out", tmp_path / "n.pt2", "--output", "classes")
     assert "equal to PyTorch at" in printed and (tmp_path / "n.pt2").exists()
 
 
 def test_eval_in_batches_prints_the_same(path, data):
-    alone, together = (run("eval_sparse_mask.py", "--pretrained_model", path["checkpoint"], "--gpu", -1, "--batch_size",
-                           size, *folders(data, train=False)) for size in (1, 2))
+    alone, together = (succeed("eval_sparse_mask.py", "--pretrained_model", path["checkpoint"], "--gpu", -1,
+                               "--batch_size", size, *folders(data, train=False)) for size in (1, 2))
     assert re.findall(r"[\d.]+$", alone, re.MULTILINE) == re.findall(r"[\d.]+$", together, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_compiling_without_a_compiler_is_one_sentence(path, data, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "/nonexistent/g++")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     printed = run("eval_sparse_mask.py", "--pretrained_model", path["checkpoint"], *folders(data, train=False),
                   "--gpu", -1, "--compile", code=2)
-    assert "cannot be compiled here" in printed and "--compile out" in printed
+    assert "cannot be compiled here" in printed and "(--compile)" in printed
 
 
 def test_eval_names_absent_classes(path, data, tmp_path):
     (tmp_path / "gt").mkdir()
     for name in ("n5", "n6"):
         Image.fromarray(np.ones((70, 76), np.uint8)).save(tmp_path / "gt" / f"{name}.png")
-    printed = run("eval_sparse_mask.py", "--pretrained_model", path["checkpoint"], "--im_path", data / "img",
-                  "--gt_path", tmp_path / "gt", "--eval_list", data / "val.txt", "--gpu", -1)
+    printed = succeed("eval_sparse_mask.py", "--pretrained_model", path["checkpoint"], "--im_path", data / "img",
+                      "--gt_path", tmp_path / "gt", "--eval_list", data / "val.txt", "--gpu", -1)
     assert "left out of the mean: ground, blue square" in printed and "nan" not in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [2, 3])
 @pytest.mark.parametrize("kind", ["search", "train"])
 def test_a_resumed_run_equals_the_uninterrupted_one(path, data, tmp_path, monkeypatch, capsys, kind, stop_after):
@@ -223,7 +245,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(path, data, tmp_path, monkey
     assert f"--resume {folder}" in capsys.readouterr().out
     assert [p.name for p in folder.glob("checkpoint_[0-9]*")] == [f"checkpoint_{stop_after}.pth.tar"]
 
-    run("train_sparse_mask.py", "--resume", folder)
+    succeed("train_sparse_mask.py", "--resume", folder)
     reference = torch.load(path[{"search": "search_checkpoint", "train": "checkpoint"}[kind]], weights_only=True)
     resumed = torch.load(folder / "checkpoint_6.pth.tar", weights_only=True)
     for name, value in reference["state_dict"].items():
@@ -234,42 +256,44 @@ def test_a_resumed_run_equals_the_uninterrupted_one(path, data, tmp_path, monkey
 
 
 def test_the_same_seed_gives_the_same_run_with_any_number_of_workers(path, data, tmp_path):
-    run("train_sparse_mask.py", "--mask_path", path["mask"], *TINY, *folders(data), "--max_epoch", 2, "--n_worker", 2,
-        "--exp_path", tmp_path)
+    succeed("train_sparse_mask.py", "--mask_path", path["mask"], *TINY, *folders(data), "--max_epoch", 2,
+            "--eval_interval", 2, "--n_worker", 2, "--exp_path", tmp_path)
     one, other = (read_checkpoint(folder / "checkpoint_6.pth.tar").state
                   for folder in (path["train"], only_run(tmp_path)))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+@pytest.mark.slow
 def test_deterministic_algorithms_give_the_same_digits_on_a_cpu(path, data, tmp_path):
-    run("train_sparse_mask.py", "--search", *TINY, *folders(data), "--max_epoch", 2, "--deterministic",
-        "--exp_path", tmp_path)
+    run("train_sparse_mask.py", "--search", *TINY, *folders(data), "--max_epoch", 2, "--eval_interval", 2,
+        "--deterministic", "--exp_path", tmp_path)
     one, other = (read_checkpoint(folder / "checkpoint_6.pth.tar").state
                   for folder in (path["search"], only_run(tmp_path)))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_resume_refuses_other_settings_and_finished_runs_end_at_once(path, data, tmp_path):
-    assert "lr was 0.005, not 0.1" in run("train_sparse_mask.py", "--resume", path["train"], "--lr", 0.1, code=2)
+    assert "lr was 0.005, not 0.1" in refuse("train_sparse_mask.py", "--resume", path["train"], "--lr", 0.1)
     (tmp_path / "short.txt").write_text("n0\nn1\n")
     before = path["checkpoint"].read_bytes()
-    message = run("train_sparse_mask.py", "--resume", path["train"], "--training_list", tmp_path / "short.txt", code=2)
+    message = refuse("train_sparse_mask.py", "--resume", path["train"], "--training_list", tmp_path / "short.txt")
     assert "6 iterations" in message and "short.txt" in message
-    assert "done" in run("train_sparse_mask.py", "--resume", path["train"])
+    assert "done" in succeed("train_sparse_mask.py", "--resume", path["train"])
     assert path["checkpoint"].read_bytes() == before
 
 
 def test_resuming_an_older_checkpoint_does_not_delete_later_ones(path, data, tmp_path):
-    run("train_sparse_mask.py", "--mask_path", "fcn", *TINY, *folders(data), "--max_epoch", 2, "--keep_all",
-        "--exp_path", tmp_path)
+    succeed("train_sparse_mask.py", "--mask_path", "fcn", *TINY, *folders(data), "--max_epoch", 2, "--keep_all",
+            "--exp_path", tmp_path)
     folder = only_run(tmp_path)
-    message = run("train_sparse_mask.py", "--resume", folder / "checkpoint_3.pth.tar", code=2)
+    message = refuse("train_sparse_mask.py", "--resume", folder / "checkpoint_3.pth.tar")
     assert "later checkpoint, checkpoint_6.pth.tar" in message
     (folder / "checkpoint_6.pth.tar").unlink()
-    run("train_sparse_mask.py", "--resume", folder / "checkpoint_3.pth.tar")
+    succeed("train_sparse_mask.py", "--resume", folder / "checkpoint_3.pth.tar")
     assert (folder / "checkpoint_3.pth.tar").exists() and (folder / "checkpoint_6.pth.tar").exists()
 
 
+@pytest.mark.slow
 def test_a_bad_file_found_late_costs_nothing_that_was_learned(data, tmp_path):
     """A label of the eval list breaks: the epoch before it is saved, the log says why, and the run resumes."""
     broken = tmp_path / "gt"
@@ -282,21 +306,21 @@ def test_a_bad_file_found_late_costs_nothing_that_was_learned(data, tmp_path):
     assert "n6.png has the value 7" in message and f"--resume {folder}" in message
     assert "n6.png" in (folder / "log.txt").read_text()
     assert (folder / "checkpoint_3.pth.tar").exists()
-    run("train_sparse_mask.py", "--resume", folder, "--gt_path", data / "gt")
+    assert "done" in succeed("train_sparse_mask.py", "--resume", folder, "--gt_path", data / "gt")
 
 
 def test_nothing_but_void_is_no_score(path, data, tmp_path):
     (tmp_path / "gt").mkdir()
     for name in ("n5", "n6"):
         Image.new("L", (76, 70), 255).save(tmp_path / "gt" / f"{name}.png")
-    message = run("eval_sparse_mask.py", "--pretrained_model", path["checkpoint"], *folders(data, train=False),
-                  "--gt_path", tmp_path / "gt", "--gpu", -1, code=2)
+    message = refuse("eval_sparse_mask.py", "--pretrained_model", path["checkpoint"], *folders(data, train=False),
+                     "--gt_path", tmp_path / "gt", "--gpu", -1)
     assert "only void" in message
 
 
 def test_ft_model_starts_from_the_trained_weights(path, data, tmp_path):
-    run("train_sparse_mask.py", "--ft_model", path["checkpoint"], *TINY, *folders(data), "--max_epoch", 1, "--lr", 0,
-        "--exp_path", tmp_path)
+    succeed("train_sparse_mask.py", "--ft_model", path["checkpoint"], *TINY, *folders(data), "--max_epoch", 1, "--lr",
+            0, "--exp_path", tmp_path)
     before = read_checkpoint(path["checkpoint"]).state
     after = read_checkpoint(only_run(tmp_path) / "checkpoint_3.pth.tar").state
     assert read_checkpoint(only_run(tmp_path) / "checkpoint_3.pth.tar").class_names[1] == "green square"
@@ -307,26 +331,34 @@ def test_ft_model_starts_from_the_trained_weights(path, data, tmp_path):
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16", "float64"])
 def test_other_types_train(data, tmp_path, kind):
-    run("train_sparse_mask.py", "--mask_path", "fcn", *TINY, *folders(data), "--max_epoch", 1, "--type", kind,
-        "--exp_path", tmp_path)
+    succeed("train_sparse_mask.py", "--mask_path", "fcn", *TINY, *folders(data), "--max_epoch", 1, "--type", kind,
+            "--exp_path", tmp_path)
     state = read_checkpoint(only_run(tmp_path) / "checkpoint_3.pth.tar").state
     assert state["fc_conv.weight"].dtype == (torch.float64 if kind == "float64" else torch.float32)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(data, tmp_path):
-    printed = run("train_sparse_mask.py", "--mask_path", "fcn", *TINY, *folders(data), "--max_epoch", 9, "--lr", 1e18,
-                  "--exp_path", tmp_path, code=1)
-    assert re.search(r"stopped: .* iteration \d+", printed)
+    code, printed = call("train_sparse_mask.py", "--mask_path", "fcn", *TINY, *folders(data), "--max_epoch", 9, "--lr",
+                         1e9, "--exp_path", tmp_path)
+    assert code == 1 and re.search(r"stopped: .* iteration \d+", printed)
     for checkpoint in only_run(tmp_path).glob("*.pth.tar"):
         assert all(torch.isfinite(v).all() for v in read_checkpoint(checkpoint).state.values())
 
 
-def test_bad_input_as_commands(path, tmp_path):
+def test_bad_input_to_a_process_is_one_line_and_exit_code_2(path):
     message = run("prune.py", "--checkpoint", path["checkpoint"], code=2)
     assert message.startswith("prune.py: error:") and message.count("\n") == 1
-    for script in SCRIPTS:
-        assert "usage" in run(script, "--help")
-    run("prune.py", "--no_such_flag", code=2)
+
+
+def test_a_wrong_option_is_named(path):
+    outcome = call("prune.py", "--checkpoint", path["checkpoint"], "--no_such_flag")
+    assert outcome.code == 2 and "--no_such_flag" in outcome.text
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help(script):
+    outcome = call(script, "--help")
+    assert outcome.code == 0 and f"usage: {script}" in outcome.text and "options:" in outcome.text
 
 
 @pytest.mark.parametrize("words, change", [
@@ -379,5 +411,5 @@ def test_a_full_disk_does_not_stop_tensorboards_thread(tmp_path):
 
 
 def test_thresholds_that_differ_write_masks_of_other_names(path):
-    run("prune.py", "--checkpoint", path["out"] / "found.pth.tar", "--thres", 0.00100000001)
+    succeed("prune.py", "--checkpoint", path["out"] / "found.pth.tar", "--thres", 0.00100000001)
     assert (path["out"] / "mask_thres_0.00100000001.npy").exists()

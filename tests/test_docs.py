@@ -2,6 +2,7 @@
 import re
 
 import pytest
+
 from helpers import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -38,8 +38,11 @@ def test_the_same_drawing_twice_is_the_same_file(tmp_path):
 
 def test_other_encoders_can_be_drawn():
     kept = connectivity.full(12)
-    drawing.to_array(drawing.draw_architecture(kept, channels=[8] * 12, strides=[2 ** (5 - l // 3) for l in range(12)],
-                                               depth=4))
+    figure = drawing.draw_architecture(kept, channels=[8] * 12, strides=[2 ** (5 - l // 3) for l in range(12)], depth=4)
+    picture = drawing.to_array(figure)
+    assert picture.shape[2] == 3 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 10
+    drawn = {artist.get_gid() for artist in figure.findobj() if "<-" in (artist.get_gid() or "")}
+    assert len(drawn) == kept.sum()
 
 
 def strengths_at(step):

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from helpers import is_network
 from models import connectivity as conn
 from models import pruning
 from utils.errors import InputError
@@ -37,15 +38,22 @@ def connectivities(draw):
 
 @settings(max_examples=400, deadline=None)
 @given(strengths())
-def test_pruning_leaves_a_network_or_says_why_not(p):
+def test_pruning_leaves_a_network(p):
+    assume(is_network(p, THRESHOLD))
     kept = pruning.prune(p, THRESHOLD)
-    if not kept[-1].any():
-        with pytest.raises(InputError, match="nothing is left"):
-            pruning.require_input(kept, p, THRESHOLD)
-        return
     pruning.require_input(kept, p, THRESHOLD)
-    conn.check(kept, len(p))  # no stage reads one that has no input
+    assert (conn.check(kept, len(p)) == kept).all()  # no stage reads one that has no input
     assert conn.unread_stages(kept) == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(strengths(), st.sampled_from([0.0, 1e-4, THRESHOLD]))
+def test_without_an_input_of_the_finest_stage_nothing_is_left(p, weak):
+    p[-1] = np.minimum(p[-1], weak)
+    kept = pruning.prune(p, THRESHOLD)
+    assert not kept.any()
+    with pytest.raises(InputError, match="nothing is left"):
+        pruning.require_input(kept, p, THRESHOLD)
 
 
 @settings(max_examples=400, deadline=None)
@@ -74,12 +82,10 @@ def test_pruning_changes_neither_its_input_nor_its_mind(p, threshold):
 def test_text_and_files_give_a_connectivity_back(kept):
     assert (conn.parse(conn.describe(kept)) == kept).all()
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("mask.npy", "mask.txt"):
-            path = Path(folder) / name
-            if path.suffix == ".npy":
-                conn.save(path, kept)
-            else:
-                path.write_text(conn.describe(kept))
+        array, text = Path(folder) / "mask.npy", Path(folder) / "mask.txt"
+        conn.save(array, kept)
+        text.write_text(conn.describe(kept))
+        for path in (array, text):
             assert (conn.load(path, len(kept)) == kept).all()
 
 

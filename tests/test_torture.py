@@ -14,12 +14,14 @@ from helpers import ROOT, TINY, folders
 from torture import start, torture, wait_for_steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["search", "train"])
 def test_a_run_killed_at_random_moments_ends_as_one_never_killed(kind, tmp_path):
     done = torture(kind, 2, random.Random(1), tmp_path)
     assert done["resumes"] + done["new starts"] >= 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_during_a_save_keeps_the_checkpoint_before(data, tmp_path):
     """A file-size limit stands in for the full disk: the write fails half-way in the same way."""
     command = [sys.executable, "train_sparse_mask.py", "--mask_path", "fcn", *TINY, *map(str, folders(data))]
@@ -42,6 +44,7 @@ def test_a_full_disk_during_a_save_keeps_the_checkpoint_before(data, tmp_path):
     assert not list(folder.glob(".*.part*")) and not (folder / "checkpoint_6.pth.tar").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_and_open_files_do_not_grow():
     printed = subprocess.run([sys.executable, "tests/memory.py", "--steps", "90"], cwd=ROOT, check=True, text=True,
@@ -54,6 +57,7 @@ def test_memory_and_open_files_do_not_grow():
     assert after[1] < late[1] and after[2] == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_process(data, tmp_path):
     process = start(["train_sparse_mask.py", "--mask_path", "fcn", *TINY, *folders(data), "--n_worker", 2,
                      "--max_epoch", 4, "--eval_interval", 4, "--exp_path", tmp_path / "runs"], tmp_path / "screen")

@@ -38,7 +38,7 @@ def start(arguments, screen):
     """Starts a command in a process group of its own; what it prints goes to the file `screen`."""
     with open(screen, "w") as file:
         return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, stdout=file, stderr=file,
-                                start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                                start_new_session=True)
 
 
 def shown_iteration(screen):
