@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 
 from models import FullyDenseNetwork, SparseMask, connectivity
 from models.backbones import make_backbone
-from models.components import is_own
 from models.layers import RELEASED_BN_MOMENTUM, freeze_bn_affine, set_bn_momentum
 from models.losses import find_regularizer
 from models.sync_bn import synchronize_bn
@@ -145,8 +144,10 @@ def open_run(args: argparse.Namespace, source: Checkpoint | None, data: Data, st
              group: ProcessGroup, notes: list) -> tuple[Trainer, RunFolder | None]:
     """The loop, and in the main process the run's folder."""
     settings = {name: value for name, value in vars(args).items() if name != "given"}
-    losses = train_losses if not args.search else functools.partial(
-        search_losses, sparse_weight=args.sparse, regularizer=find_regularizer(args.sparse_loss))
+    losses = train_losses
+    if args.search:
+        regularizer = find_regularizer(args.sparse_loss, state.network.num_stages)
+        losses = functools.partial(search_losses, sparse_weight=args.sparse, regularizer=regularizer)
     folder = watcher = None
     if group.is_main and args.resume:
         folder = RunFolder(Path(source.path).parent, state.iteration, args.keep_all)
@@ -164,24 +165,21 @@ def open_run(args: argparse.Namespace, source: Checkpoint | None, data: Data, st
                    f"{len(sampler)} iterations an epoch, {iterations} in all, BN momentum "
                    f"{bn_momentum_of(args, iterations):.2g}")
 
-    def save(state, is_best):
+    def save(state: TrainingState, is_best: bool) -> None:
         folder.save({**state.state_dict(), "class_names": data.class_names, "settings": settings}, is_best)
 
     group.synchronize()  # DistributedDataParallel has collectives of its own: a process that failed reports it now
     losses = functools.partial(losses, forward=group.wrap(state.network))
-    return Trainer(state, losses, data.train_loader, data.eval_loader, state.precision, save, args.eval_interval,
+    return Trainer(state, losses, data.train_loader, data.eval_loader, save, args.eval_interval,
                    args.save_interval, watcher, group), folder
 
 
 def train(args: argparse.Namespace, trainer: Trainer, folder: RunFolder | None, group: ProcessGroup) -> int:
     """Trains to the end or to the first stop, and logs how to continue. Returns the exit code."""
-    own = own_part_options(trainer.state.network.parts)
-    if args.search and is_own(args.sparse_loss):
-        own_on_resume = f"{own} --sparse_loss {shlex.quote(args.sparse_loss)}"
-    else:
-        own_on_resume = own
+    parts = trainer.state.network.parts
+    on_resume = own_part_options({**parts, "regularizer": args.sparse_loss} if args.search else parts)
     to_continue = folder and (f"To continue:\n  python train_sparse_mask.py --resume {shlex.quote(str(folder.path))}"
-                              f"{own_on_resume}")
+                              f"{on_resume}")
     with StopRequest(group) as stop:
         try:
             with (explain_loader_death(), group.explain_lost_process(),
@@ -193,7 +191,7 @@ def train(args: argparse.Namespace, trainer: Trainer, folder: RunFolder | None, 
         return 0 if finished else 130
     if finished:
         last = shlex.quote(str(folder.path / f"checkpoint_{trainer.state.iteration}.pth.tar"))
-        folder.log(f"done: {last}\nnext: {next_command(args, last)}{own}")
+        folder.log(f"done: {last}\nnext: {next_command(args, last)}{own_part_options(parts)}")
     else:
         folder.log("stopped before the first step: there is nothing to resume" if folder.saved_at is None else
                    f"stopped at iteration {trainer.state.iteration} and saved. {to_continue}")

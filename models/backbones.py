@@ -16,7 +16,7 @@ BACKBONES = {
     "mobilenet_v2": MobileNetV2,  # the released layout
     "mobilenet_v2_torchvision": functools.partial(MobileNetV2, expand_first=False),  # torchvision's layout
 }
-PROBE = 128  # pixels a side of the image that an own encoder is tried on
+PROBES = (128, 97)  # pixels a side of the images that an own encoder is tried on
 
 
 def make_backbone(name: str) -> nn.Module:
@@ -40,24 +40,45 @@ def check_published(name: str, backbone: nn.Module) -> None:
                          f"channels and strides are listed deepest first, so reverse them", about="backbone")
 
 
-@torch.no_grad()
 def check_features(name: str, backbone: nn.Module) -> None:
-    """Raises InputError unless the encoder returns, for a small image, the features that it publishes."""
-    training = backbone.training
+    """Raises InputError unless the encoder returns, for small images, the features that it publishes.
+
+    An encoder that takes no image of these sizes is not checked. The random numbers stay as they are.
+    """
+    for length in PROBES:
+        features = features_of(backbone, length)
+        if features is None:
+            continue
+        if not isinstance(features, (list, tuple)) or \
+                not all(isinstance(feature, torch.Tensor) and feature.ndim == 4 for feature in features):
+            raise InputError(f"the backbone {name!r} returns no list of features (N, C, h, w); return one for each of "
+                             f"its `channels`, deepest first", about="backbone")
+        channels = tuple(feature.shape[1] for feature in features)
+        if channels != tuple(backbone.channels):
+            raise InputError(f"the backbone {name!r} publishes the channels {tuple(backbone.channels)} but returns "
+                             f"features with {channels}; both are listed deepest first", about="backbone")
+        sizes = {}  # of each stride, in the order in which they are published
+        for stride, feature in zip(backbone.strides, features, strict=True):
+            sizes.setdefault(stride, set()).add(tuple(feature.shape[2:]))
+        in_order = [size for found in sizes.values() for size in sorted(found)]
+        if any(len(found) > 1 for found in sizes.values()) or in_order != sorted(in_order):
+            shapes = [tuple(feature.shape[2:]) for feature in features]
+            raise InputError(f"the backbone {name!r} publishes the strides {tuple(backbone.strides)} but returns, for "
+                             f"an image of {length}x{length} pixels, features of {shapes}; features of one stride need "
+                             f"one size, and a smaller stride a larger one", about="backbone")
+
+
+@torch.no_grad()
+def features_of(backbone: nn.Module, length: int) -> object:
+    """What the encoder returns in evaluation mode for a black image of length x length pixels; None if it fails."""
+    modes = {module: module.training for module in backbone.modules()}
     parameter = next(backbone.parameters(), torch.zeros(()))
-    image = torch.zeros(1, 3, PROBE, PROBE, device=parameter.device, dtype=parameter.dtype)
-    features = backbone.eval()(image)
-    backbone.train(training)
-    shapes = [tuple(feature.shape) for feature in features]
-    if [shape[1] for shape in shapes] != list(backbone.channels):
-        raise InputError(f"the backbone {name!r} publishes the channels {tuple(backbone.channels)} but returns "
-                         f"features with {tuple(shape[1] for shape in shapes)}; both are listed deepest first",
-                         about="backbone")
-    sizes = {}
-    for stride, shape in zip(backbone.strides, shapes, strict=True):
-        sizes.setdefault(stride, set()).add(shape[2:])
-    in_order = [size for found in sizes.values() for size in sorted(found)]
-    if any(len(found) > 1 for found in sizes.values()) or in_order != sorted(in_order):
-        raise InputError(f"the backbone {name!r} publishes the strides {tuple(backbone.strides)} but returns, for an "
-                         f"image of {PROBE}x{PROBE} pixels, features of {[shape[2:] for shape in shapes]}; features of "
-                         f"one stride have one size, and a smaller stride gives a larger one", about="backbone")
+    image = torch.zeros(1, 3, length, length, device=parameter.device, dtype=parameter.dtype)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return backbone.eval()(image)
+    except Exception:  # whatever an encoder raises for an image that is not of its size
+        return None
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -3,7 +3,10 @@
 A name is what a checkpoint remembers of a part, so every part that it takes to rebuild a network has one.
 """
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
+
+from torch import nn
 
 from utils.errors import InputError
 
@@ -39,13 +42,21 @@ def find(kind: str, name: str, known: Mapping[str, Callable]) -> Callable:
     return factory
 
 
-def make(kind: str, name: str, known: Mapping[str, Callable], *arguments):
-    """Calls the factory of a part. Raises InputError where an own one does not take these arguments."""
+def make(kind: str, name: str, known: Mapping[str, Callable], *arguments, expected: type = nn.Module) -> nn.Module:
+    """Calls the factory of a part. Raises InputError where an own one does not take these arguments.
+
+    expected: the class of what it has to return, which is checked too.
+    """
     factory = find(kind, name, known)
     if not is_own(name):
         return factory(*arguments)
     try:
-        return factory(*arguments)
-    except TypeError as error:
+        inspect.signature(factory).bind(*arguments)
+    except (TypeError, ValueError) as error:
         raise InputError(f"the {kind} {name!r} cannot be called with {len(arguments)} arguments ({error}); "
                          f"see docs/extending.md for the arguments of each part", about=kind) from error
+    part = factory(*arguments)
+    if not isinstance(part, expected):
+        raise InputError(f"the {kind} {name!r} gives a {type(part).__name__}; it has to give a "
+                         f"{expected.__module__}.{expected.__name__}, see docs/extending.md", about=kind)
+    return part

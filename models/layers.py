@@ -20,6 +20,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         super().__init__(channels, eps=EPS, momentum=momentum)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, h, w) -> normalized, of the same shape."""
         if self.training:
             self.num_batches_tracked.add_(1)
         training = self.training and x.shape[0] * x.shape[2] * x.shape[3] > 1

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from models import components
 from models.layers import resize
+from utils.errors import InputError
 
 EPS = 1e-10
 IGNORE_INDEX = 255  # the label of pixels that count nowhere
@@ -44,9 +45,22 @@ def l1_loss(strengths: Sequence[torch.Tensor]) -> torch.Tensor:
 REGULARIZERS = {"sparse": total_sparse_loss, "l1": l1_loss}
 
 
-def find_regularizer(name: str) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
-    """Name -> function of the strengths. Raises InputError for an unknown one."""
-    return components.find("regularizer", name, REGULARIZERS)
+def find_regularizer(name: str, num_stages: int = 2) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
+    """Name -> function of the strengths. Raises InputError for an unknown one.
+
+    One of your own is called once, with strengths of num_stages stages, to see that it gives a scalar tensor.
+    """
+    regularizer = components.find("regularizer", name, REGULARIZERS)
+    if components.is_own(name):
+        try:
+            value = regularizer([torch.full((l + 1, 2), 0.5) for l in range(num_stages)])
+        except Exception as error:  # whatever it raises for arguments that it did not expect
+            raise InputError(f"the regularizer {name!r} cannot be called with a list of strengths, one tensor (l+1, 2) "
+                             f"per stage ({error}); see docs/extending.md", about="regularizer") from error
+        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            raise InputError(f"the regularizer {name!r} gives a {type(value).__name__}; it has to give a scalar "
+                             f"tensor", about="regularizer")
+    return regularizer
 
 
 def pixel_cross_entropy(logits: torch.Tensor, label: torch.Tensor, pixels: torch.Tensor | None = None,

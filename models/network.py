@@ -16,6 +16,7 @@ MAX_CHANNELS = 4096  # of a stage or of the logits: beyond it, memory fails in l
 CONNECTIONS = {"conv1x1": conv1x1}  # (in_channels, depth) -> module (N, C, h, w) -> (N, depth, h, w)
 FUSIONS = {"sum": Stage}  # Stage or a subclass
 HEADS = {"conv1x1": lambda depth, num_classes: nn.Conv2d(depth, num_classes, 1)}  # (N, depth, h, w) -> logits
+DEFAULT_PARTS = {"connection": "conv1x1", "fusion": "sum", "head": "conv1x1"}  # those of the released networks
 
 
 def without_module_prefix(state: Mapping) -> dict:
@@ -47,8 +48,10 @@ class SegmentationNetwork(nn.Module):
             module = components.make("connection", self.parts["connection"], CONNECTIONS, in_channels, depth)
             return nn.Sequential(module, normalize(depth)) if normalize else module
 
-        fusion = components.find("fusion", self.parts["fusion"], FUSIONS)
-        return kind(self.backbone.channels, self.backbone.strides, self.depth, connectivity, connection, fusion)
+        def stage(*arguments):
+            return components.make("fusion", self.parts["fusion"], FUSIONS, *arguments, expected=Stage)
+
+        return kind(self.backbone.channels, self.backbone.strides, self.depth, connectivity, connection, stage)
 
     def make_head(self) -> nn.Module:
         """The head; subclasses call it after make_decoder, so that it follows the decoder's names."""
@@ -75,6 +78,6 @@ class SegmentationNetwork(nn.Module):
         """Keyword arguments that rebuild the network, as plain values and tensors: what a checkpoint remembers."""
         return {**self.parts, "depth": self.depth, "num_classes": self.num_classes}
 
-    def load_state_dict(self, state_dict, strict=True, assign=False):
+    def load_state_dict(self, state_dict: Mapping, strict: bool = True, assign: bool = False):
         """As nn.Module's, with the released names, prefixed `module.` or not."""
         return super().load_state_dict(without_module_prefix(state_dict), strict, assign)

@@ -79,4 +79,4 @@ STRENGTHS = {"sigmoid": SigmoidStrengths, "clamp": ClampStrengths}
 
 def make_strengths(name: str) -> Strengths:
     """Name -> module. Raises InputError for an unknown one."""
-    return components.make("strengths", name, STRENGTHS)
+    return components.make("strengths", name, STRENGTHS, expected=Strengths)

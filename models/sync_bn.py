@@ -15,6 +15,7 @@ class SyncBatchNorm2d(BatchNorm2d):
     """BatchNorm2d that trains on the batches of all processes of the default process group."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, h, w), this process's share -> normalized by the whole batch, of the same shape."""
         if not self.training:
             return super().forward(x)
         rows = pixels(x)

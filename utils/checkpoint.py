@@ -11,16 +11,16 @@ from torch import nn
 from models import FullyDenseNetwork, SparseMask, connectivity
 from models.backbones import BACKBONES
 from models.components import check_name, is_own
-from models.network import CONNECTIONS, FUSIONS, HEADS, MAX_CHANNELS, without_module_prefix
+from models.network import CONNECTIONS, DEFAULT_PARTS, FUSIONS, HEADS, MAX_CHANNELS, without_module_prefix
 from models.strengths import STRENGTHS
 from utils.errors import InputError
 from utils.tensor_files import check_tensor, load_file
+from VOC12.labels import VOID
 
 CONNECTION = re.compile(r"decoders\.Decoders_(\d{1,3})\.(down|up)_convs\.(\d{1,3})\.(.+)")
-MAX_CLASSES = 255  # the label 255 is void
+STAGE_NORM = re.compile(r"decoders\.Decoders_\d{1,3}\.bn\.weight")
 # The parts that it takes to rebuild a network, and their names of this program.
 PARTS = {"backbone": BACKBONES, "connection": CONNECTIONS, "fusion": FUSIONS, "head": HEADS, "strengths": STRENGTHS}
-DEFAULT_PARTS = {"connection": "conv1x1", "fusion": "sum", "head": "conv1x1"}  # what released checkpoints have
 
 
 @dataclass
@@ -131,9 +131,13 @@ def read_checkpoint(path: str) -> Checkpoint:
         raise InputError(f"{path} is no checkpoint of a search or a training: {hint}; "
                          f"give a checkpoint_ITER.pth.tar that train_sparse_mask.py wrote")
     depth, num_classes = sizes_of(model, state, path)
-    parts = {"backbone": str(model.get("backbone") or mobilenet_layout(state)),
-             **{kind: str(model.get(kind) or name) for kind, name in DEFAULT_PARTS.items()}}
-    strengths = strengths_of(model, state)
+    names = {kind: name for kind, name in model.items() if kind in PARTS and isinstance(name, str) and name}
+    parts = {**DEFAULT_PARTS, "backbone": mobilenet_layout(state), **names}
+    for kind, name in parts.items():
+        if not is_own(name) and name not in PARTS[kind]:
+            raise InputError(f"{path} names the {kind} {name!r}, which this program does not have; known are "
+                             f"{', '.join(PARTS[kind])}")
+    strengths = parts.pop("strengths", None) or strengths_of(state)
     if strengths:
         parts["strengths"] = strengths
     elif "model" not in content and any(match[4] == "0.weight" for match in connections):  # a BN follows
@@ -150,10 +154,14 @@ def sizes_of(model: Mapping, state: Mapping, path: str) -> tuple[int, int]:
     head = state.get("fc_conv.weight")
     shape = head.shape if head is not None and head.ndim == 4 else (None, None)
     num_classes, depth = (model.get(name, size) for name, size in zip(("num_classes", "depth"), shape[:2], strict=True))
-    for size, most in ((num_classes, MAX_CLASSES), (depth, MAX_CHANNELS)):
+    for size, most in ((num_classes, VOID), (depth, MAX_CHANNELS)):
         if type(size) is not int or not 1 <= size <= most:
             raise InputError(f"{path} is no checkpoint of this program: it states {num_classes} classes and a depth of "
                              f"{depth}; give a whole file")
+    widths = {len(value) for name, value in state.items() if STAGE_NORM.fullmatch(name) and value.ndim}
+    if widths - {depth}:  # a number in a file must not make tensors of any size
+        raise InputError(f"{path} is no checkpoint of this program: its stages have {sorted(widths)} channels and its "
+                         f"depth is {depth}; give a whole file")
     return depth, num_classes
 
 
@@ -163,10 +171,8 @@ def mobilenet_layout(state: Mapping) -> str:
     return "mobilenet_v2" if first in state else "mobilenet_v2_torchvision"
 
 
-def strengths_of(model: Mapping, state: Mapping) -> str | None:
-    """The name of a search's parameterization: as the file states it, else by its parameters. None for a training."""
-    if model.get("strengths"):
-        return str(model["strengths"])
+def strengths_of(state: Mapping) -> str | None:
+    """The name of a released search's parameterization, by its parameters. None for a training."""
     return next((name for name, kind in STRENGTHS.items()
                  if any(key.endswith(f".{kind.parameter_name}") for key in state)), None)
 
@@ -178,8 +184,12 @@ def connectivity_of(model: Mapping, connections: list, path: str) -> np.ndarray:
     connections: matches of CONNECTION. The finest stage is always kept, so it gives the size.
     """
     stated = model.get("connectivity")
-    if isinstance(stated, torch.Tensor) and stated.dtype == torch.bool and stated.ndim == 3:
-        return stated.numpy()
+    if isinstance(stated, torch.Tensor) and stated.dtype == torch.bool and stated.layout == torch.strided and \
+            stated.device.type == "cpu" and stated.ndim == 3:
+        try:
+            return connectivity.check(stated.numpy())
+        except InputError as error:
+            raise InputError(f"{path} is no checkpoint of this program: {error}") from None
     places = {(int(match[1]), int(match[3]), int(match[2] == "up")) for match in connections}
     num_stages = max(stage for stage, _, _ in places) + 1
     if num_stages > connectivity.MAX_STAGES:

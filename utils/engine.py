@@ -105,9 +105,9 @@ class Trainer:
     """
 
     def __init__(self, state: TrainingState, compute_losses: Callable, train_loader: Iterable, eval_loader: Iterable,
-                 precision: Precision, save: Callable, eval_interval: int = 1, save_interval: int = 0,
-                 watcher: Watcher | None = None, group: ProcessGroup = ALONE):
-        self.state, self.compute_losses, self.precision, self.group = state, compute_losses, precision, group
+                 save: Callable, eval_interval: int = 1, save_interval: int = 0, watcher: Watcher | None = None,
+                 group: ProcessGroup = ALONE):
+        self.state, self.compute_losses, self.precision, self.group = state, compute_losses, state.precision, group
         self.train_loader, self.eval_loader = train_loader, eval_loader
         self.eval_interval, self.save_interval, self.write = eval_interval, save_interval, save
         self.watcher = watcher or Watcher()

@@ -1,4 +1,4 @@
-"""Options that several commands share, their checks, and what follows from them. Only here and in scripts is `args`."""
+"""Options that several commands share, their checks, and what follows from them. `args` stops here."""
 import argparse
 import math
 import shlex
@@ -34,14 +34,14 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if silent else super()._get_help_string(action)
 
 
-def add_device_options(parser) -> None:
+def add_device_options(parser: argparse._ActionsContainer) -> None:
     """--gpu and --type, the same in every command."""
     parser.add_argument("--gpu", type=int, default=0, help="index of the CUDA device, -1 for the CPU")
     parser.add_argument("--type", choices=TYPES, default="float32",
                         help="float16 and bfloat16 are mixed precision (autocast); float64 computes in double")
 
 
-def add_data_options(parser, training: bool = False) -> None:
+def add_data_options(parser: argparse._ActionsContainer, training: bool = False) -> None:
     """Where the images, labels and lists are."""
     parser.add_argument("--im_path", default="VOC12/data/img", help="folder of the images")
     parser.add_argument("--gt_path", default="VOC12/data/gt", help="folder of the labels (class indices, PNG)")
@@ -53,7 +53,8 @@ def add_data_options(parser, training: bool = False) -> None:
     parser.add_argument("--n_worker", type=int, default=min(RELEASED_WORKERS, count_cores()), help="loader processes")
 
 
-def add_class_options(parser, from_checkpoint: bool = False, names: bool = True) -> None:
+def add_class_options(parser: argparse._ActionsContainer, from_checkpoint: bool = False,
+                      names: bool = True) -> None:
     """--n_class and --class_names. from_checkpoint: by default the checkpoint's, and None here."""
     parser.add_argument("--n_class", type=int, default=None if from_checkpoint else 21,
                         help="number of classes" + (" (default: the checkpoint's)" if from_checkpoint else ""))
@@ -61,7 +62,8 @@ def add_class_options(parser, from_checkpoint: bool = False, names: bool = True)
         parser.add_argument("--class_names", metavar="FILE", help="names of the classes, one a line")
 
 
-def add_model_options(parser, from_checkpoint: bool = False, strengths: bool = False) -> None:
+def add_model_options(parser: argparse._ActionsContainer, from_checkpoint: bool = False,
+                      strengths: bool = False) -> None:
     """--depth, and the parts that can be exchanged. from_checkpoint: by default the checkpoint's, and None here.
 
     strengths: whether --strengths is among them.
@@ -81,13 +83,13 @@ def given_parts(args: argparse.Namespace) -> dict:
     return {kind: option_if_given(args, option) for kind, (option, _) in PART_OPTIONS.items()}
 
 
-def own_part_options(checkpoint_parts: Mapping[str, str]) -> str:
-    """What a printed command needs beside the checkpoint, where parts are the user's own: see Checkpoint."""
-    return "".join(f" --{PART_OPTIONS[kind][0]} {shlex.quote(name)}" for kind, name in checkpoint_parts.items()
-                   if is_own(name))
+def own_part_options(parts: Mapping[str, str]) -> str:
+    """What a printed command needs beside the checkpoint, where parts, by kind, are the user's own: see Checkpoint."""
+    options = {**{kind: option for kind, (option, _) in PART_OPTIONS.items()}, "regularizer": "sparse_loss"}
+    return "".join(f" --{options[kind]} {shlex.quote(name)}" for kind, name in parts.items() if is_own(name))
 
 
-def option_if_given(args: argparse.Namespace, name: str):
+def option_if_given(args: argparse.Namespace, name: str) -> object:
     """The option's value if it stood on the command line, else None."""
     return getattr(args, name) if name in args.given else None
 
@@ -110,11 +112,15 @@ def check_part_names(args: argparse.Namespace) -> None:
 
 
 def check_numbers(args: argparse.Namespace, names: Sequence[str], at_least: int) -> None:
-    """Raises InputError for an option, None excepted, that is not finite, below `at_least`, or beyond all sense."""
+    """Raises InputError for an option, None excepted, that is too small, not finite, or a count beyond reason."""
     for name in names:
         value = getattr(args, name)
-        if value is not None and not (at_least <= value <= MAX_NUMBER and math.isfinite(value)):
+        if value is None:
+            continue
+        if isinstance(value, int) and not at_least <= value <= MAX_NUMBER:
             raise InputError(f"--{name} is {value}; give {at_least} to {MAX_NUMBER:,}")
+        if not (value >= at_least and math.isfinite(value)):
+            raise InputError(f"--{name} is {value}; give a number from {at_least} up")
 
 
 def check_size(size: int, option: str) -> int:
@@ -139,7 +145,7 @@ def class_names_of(file: str | None, num_classes: int, stored: Sequence[str] | N
     return stored or default_class_names(num_classes)
 
 
-def add_augmentation_options(parser) -> None:
+def add_augmentation_options(parser: argparse._ActionsContainer) -> None:
     """--scales and --flip, the test-time augmentation of the paper's test protocol."""
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S",
                         help="average the probabilities over these image sizes (paper: 0.5 0.75 1 1.25 1.5 1.75)")

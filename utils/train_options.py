@@ -5,7 +5,6 @@ from models import connectivity
 from models.components import is_own
 from models.layers import RELEASED_BN_MOMENTUM
 from models.losses import REGULARIZERS
-from models.strengths import ClampStrengths, SigmoidStrengths
 from utils.checkpoint import PARTS, Checkpoint, read_checkpoint
 from utils.errors import InputError
 from utils.options import (
@@ -58,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
              f"{RELEASED_ITERATIONS} / the iterations that they learn in)")
     add("--strength_warmup", type=float,
         help="share of the iterations before the strengths learn (default: "
-             f"{SigmoidStrengths.warmup} for sigmoid, {ClampStrengths.warmup:g} for clamp)")
+             f"{', '.join(f'{kind.warmup:g} for {name}' for name, kind in PARTS['strengths'].items())})")
     add("--beta_end", type=float, default=50, help="sigmoid: the annealing goes from 1 to this")
     group = parser.add_argument_group("optimization")
     add = group.add_argument
