@@ -32,14 +32,14 @@ class FoldedDecoder(Decoder):
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.folds = computes_the_equation()
-        if not self.folds:
+        self.exact = computes_the_equation()
+        if not self.exact:
             warnings.warn("models/decoder.py computes something else than models/folded_search.py, so the search takes "
                           "the slower way, through the decoder's modules", stacklevel=2)
 
     def forward(self, taps: Sequence[torch.Tensor], strengths: Sequence[torch.Tensor]) -> torch.Tensor:
         """As Decoder.forward, with strengths."""
-        return decode(self, taps, strengths) if self.folds and applies(self) else super().forward(taps, strengths)
+        return decode(self, taps, strengths) if self.exact and applies(self) else super().forward(taps, strengths)
 
 
 @functools.lru_cache(maxsize=1)

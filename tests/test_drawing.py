@@ -40,7 +40,7 @@ def test_other_encoders_can_be_drawn():
     kept = connectivity.full(12)
     figure = drawing.draw_architecture(kept, channels=[8] * 12, strides=[2 ** (5 - l // 3) for l in range(12)], depth=4)
     picture = drawing.to_array(figure)
-    assert picture.shape[2] == 3 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 10
+    assert picture.shape[0] == 3 and len(np.unique(picture.reshape(3, -1), axis=1).T) > 10
     drawn = {artist.get_gid() for artist in figure.findobj() if "<-" in (artist.get_gid() or "")}
     assert len(drawn) == kept.sum()
 
