@@ -3,7 +3,6 @@ import argparse
 import contextlib
 import functools
 import shlex
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ from models.layers import RELEASED_BN_MOMENTUM, freeze_bn_affine, set_bn_momentu
 from models.losses import find_regularizer
 from models.sync_bn import synchronize_bn
 from utils.checkpoint import Checkpoint
-from utils.cli import run_command
+from utils.cli import run_command, warnings_as_lines
 from utils.distributed import ProcessGroup, process_group
 from utils.engine import Trainer, search_losses, train_losses
 from utils.errors import InputError, StepInterrupted
@@ -47,13 +46,16 @@ def main(args: argparse.Namespace) -> int:
 
 def search_or_train(args: argparse.Namespace, group: ProcessGroup) -> int:
     """Five steps to a run, new or resumed, and the run. Returns the exit code."""
-    source, args = find_source(args, group.size)  # --resume, --ft_model, and the options that the run then has
     notes = []  # for the log, which is opened last: a run that cannot begin leaves no folder
-    precision = prepare_device(args, group, notes)
-    data = load_data(args, source, precision.device, group)
-    state = build_state(args, source, len(data.train_loader.batch_sampler) * args.max_epoch, precision, group, notes)
-    trainer, folder = open_run(args, source, data, state, group, notes)
-    return train(args, trainer, folder, group)
+    with warnings_as_lines(notes.append):
+        source, args = find_source(args, group.size)  # --resume, --ft_model, and the options that the run then has
+        precision = prepare_device(args, group, notes)
+        data = load_data(args, source, precision.device, group)
+        iterations = len(data.train_loader.batch_sampler) * args.max_epoch
+        state = build_state(args, source, iterations, precision, group, notes)
+        trainer, folder = open_run(args, source, data, state, group, notes)
+    with warnings_as_lines(folder.log) if folder else contextlib.nullcontext():
+        return train(args, trainer, folder, group)
 
 
 def prepare_device(args: argparse.Namespace, group: ProcessGroup, notes: list) -> Precision:
@@ -90,16 +92,13 @@ def build_state(args: argparse.Namespace, source: Checkpoint | None, iterations:
     if args.resume and iterations != source.content["iterations"]:
         raise InputError(f"the run has {source.content['iterations']} iterations, but with the list "
                          f"{args.training_list} it would have {iterations}; resume with the list that it began with")
-    with warnings.catch_warnings(record=True) as unread:  # stages that nothing reads
-        warnings.simplefilter("always")
-        if source:
-            network = source.build()
-            notes.append(f"resuming {source.path} at iteration {source.content['iter']}" if args.resume else
-                         f"starting from the trained network {source.path}")
-        else:
-            with group.main_first():  # it may download the encoder's weights
-                network = new_network(args, notes)
-    notes += [f"warning: {warning.message}" for warning in unread]
+    if source:
+        network = source.build()
+        notes.append(f"resuming {source.path} at iteration {source.content['iter']}" if args.resume else
+                     f"starting from the trained network {source.path}")
+    else:
+        with group.main_first():  # it may download the encoder's weights
+            network = new_network(args, notes)
     if args.freeze_bn:
         freeze_bn_affine(network)
     set_bn_momentum(network, bn_momentum_of(args, iterations))

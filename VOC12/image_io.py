@@ -1,6 +1,5 @@
 """Reading and writing image files."""
 import struct
-import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,11 +26,9 @@ def open_image(path: str | Path, what: str, formats: Sequence[str] = IMAGE_FORMA
     Raises InputError with a message that begins with `what`, e.g. "the image a.jpg", and ends with `advice`.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=formats)
-            image.load()
-            return image
+        image = Image.open(path, formats=formats)
+        image.load()
+        return image
     except BROKEN_IMAGE as error:
         raise InputError(f"{what} cannot be read ({str(error) or type(error).__name__}); {advice}") from None
 

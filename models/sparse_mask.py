@@ -7,6 +7,7 @@ import torch
 from models import connectivity as conn
 from models.layers import initialize
 from models.network import SegmentationNetwork
+from utils.errors import InputWarning
 
 
 class SparseMask(SegmentationNetwork):
@@ -22,7 +23,7 @@ class SparseMask(SegmentationNetwork):
         self.connectivity = conn.check(connectivity, self.num_stages)
         for l in conn.unread_stages(self.connectivity):
             warnings.warn(f"nothing reads stage {l} of the connectivity: it costs time and changes nothing",
-                          stacklevel=2)
+                          InputWarning, stacklevel=2)
         self.decoders = self.make_decoder(self.connectivity)
         self.fc_conv = self.make_head()
         initialize(self)

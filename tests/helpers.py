@@ -140,11 +140,11 @@ def call(script, *arguments):
 
     Returns its Outcome, without frames of progress bars. A bug is raised, as the command's traceback would show it.
     """
-    from utils.cli import explain, parse
+    from utils.cli import explain, parse, warnings_as_lines
     from utils.errors import InputError
     module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
     screen = io.StringIO()
-    with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
+    with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen), warnings_as_lines():
         parser = module.build_parser()
         try:
             code = module.main(parse(parser, list(map(str, arguments)))) or 0

@@ -2,11 +2,12 @@
 import argparse
 import io
 import os
+import warnings
 
 import pytest
 
-from utils.cli import DetachableStream, explain, parse
-from utils.errors import InputError
+from utils.cli import DetachableStream, explain, parse, warnings_as_lines
+from utils.errors import InputError, InputWarning
 from utils.resume import merge_settings
 
 
@@ -70,3 +71,18 @@ def test_a_resumed_run_has_its_own_settings_but_for_those_that_may_change():
     assert error.value.about == "lr"
     with pytest.raises(InputError, match="connection was conv1x1, not own:part"):  # a run from before the option
         merge_settings(stored, {"connection": "own:part"}, DEFAULTS)
+
+
+def test_an_input_warning_is_one_line_and_other_warnings_stay(capsys):
+    lines = []
+    with warnings.catch_warnings(record=True) as others:
+        warnings.simplefilter("always")
+        with warnings_as_lines(lines.append):
+            warnings.warn("the list\nis odd", InputWarning, stacklevel=1)
+            warnings.warn("the list\nis odd", InputWarning, stacklevel=1)
+            with warnings_as_lines():
+                warnings.warn("to the screen", InputWarning, stacklevel=1)
+            warnings.warn("a bug of ours", RuntimeWarning, stacklevel=1)
+    assert lines == ["warning: the list is odd"] * 2
+    assert capsys.readouterr().err == "warning: to the screen\n"
+    assert [str(warning.message) for warning in others] == ["a bug of ours"]

@@ -1,13 +1,17 @@
 """What surrounds a command: parsing, exit codes, and an output that may disappear while the command runs."""
 import argparse
+import contextlib
 import gc
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
-from utils.errors import InputError, StoppedElsewhere
+from tqdm import tqdm
+
+from utils.errors import InputError, InputWarning, StoppedElsewhere
 
 # Parameters of functions whose option has another name.
 OPTION_NAMES = {"num_classes": "n_class", "num_workers": "n_worker", "threshold": "thres", "backbone": "backbone_name",
@@ -73,6 +77,24 @@ class DetachableStream:
                 raise
 
 
+@contextlib.contextmanager
+def warnings_as_lines(write: Callable[[str], None] = lambda line: tqdm.write(line, file=sys.stderr)) -> Iterator[None]:
+    """Within it every InputWarning becomes a line, "warning: ...", for `write`; other warnings appear as before."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_line(message, category, *where):
+            if issubclass(category, InputWarning):
+                write(f"warning: {' '.join(str(message).splitlines())}")
+            else:
+                show(message, category, *where)
+
+        warnings.simplefilter("always", InputWarning)
+        warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's, from 89 million pixels up
+        warnings.showwarning = show_line
+        yield
+
+
 def run_command(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser,
                 argv: Sequence[str] | None = None) -> None:
     """Parses `argv` (see `parse`), runs `main(args)` and exits with what it returns (None is 0).
@@ -83,7 +105,8 @@ def run_command(main: Callable[[argparse.Namespace], int | None], parser: argpar
     several = os.environ.get("WORLD_SIZE", "1") != "1"  # processes of torchrun
     sys.stdout, sys.stderr = DetachableStream(sys.stdout), DetachableStream(sys.stderr)
     try:
-        code = main(parse(parser, argv))
+        with warnings_as_lines():
+            code = main(parse(parser, argv))
     except InputError as error:
         print(f"{parser.prog}: error: {explain(error, parser)}", file=sys.stderr)
         code = 2

@@ -13,6 +13,13 @@ class InputError(ValueError):
         self.about = about
 
 
+class InputWarning(UserWarning):
+    """Something about what the user gave deserves a sentence, and the command goes on. Issue it with warnings.warn.
+
+    The message has one sentence, as that of an InputError. A command prints it in a line, and a run logs it too.
+    """
+
+
 class StepInterrupted(InputError):
     """Within a step: memory ran out, or a loader process died. The run's other processes are waiting for this one."""
 
