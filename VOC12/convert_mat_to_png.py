@@ -1,11 +1,10 @@
-"""Writes SBD's labels, dataset/cls/NAME.mat, as index PNGs, dataset/cls_png/NAME.png.
+"""Writes SBD's labels, cls/NAME.mat, as index PNGs, cls_png/NAME.png.
 
-    python VOC12/convert_mat_to_png.py --sbd_path ROOT/benchmark_RELEASE
+    python VOC12/convert_mat_to_png.py --sbd_path ROOT
 
 Run again to continue after a stop.
 """
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -16,26 +15,43 @@ import scipy.io
 
 from utils.errors import InputError
 from utils.parallel import WORKERS_OPTION, report_failures
-from VOC12.conversion import Counts, convert_files
+from VOC12.conversion import Counts, convert_files, counted
 from VOC12.index_png import check_labels
+from VOC12.labels import CLASS_NAMES
+
+# Where SBD's img, cls, train.txt and val.txt may be in a folder: SBD's own layout, seen from three folders, the last of
+# which is torchvision's layout too.
+LAYOUTS = ("benchmark_RELEASE/dataset", "dataset", ".")
+
+
+def find_labels(sbd_path: str | Path) -> Path:
+    """SBD's folder `cls`. Raises InputError if there is none.
+
+    sbd_path: the folder that the archive was unpacked in, its benchmark_RELEASE, the `dataset` in this, or the root of
+    torchvision's SBDataset.
+    """
+    for layout in LAYOUTS:
+        folder = Path(sbd_path) / layout / "cls"
+        if folder.is_dir():
+            return folder
+    raise InputError(f"SBD's folder of labels does not exist in {sbd_path}: neither benchmark_RELEASE/dataset/cls nor "
+                     f"dataset/cls nor cls; give the folder benchmark_RELEASE of SBD's archive", about="sbd_path")
 
 
 def convert_folder(sbd_path: str | Path, workers: int | None = None) -> Counts:
-    """Converts every dataset/cls/*.mat of `sbd_path` that has no whole and current PNG in dataset/cls_png.
+    """Converts every .mat of SBD's folder `cls` that has no whole and current PNG in `cls_png` beside it.
 
-    Returns (written, kept, failures): two counts and a list of (path of the .mat, sentence).
+    sbd_path: see find_labels. Returns (written, kept, failures): two counts and a list of (path of the .mat, sentence).
     Raises InputError if there is nothing to convert or nowhere to write.
     """
-    source = Path(sbd_path) / "dataset" / "cls"
-    if not source.is_dir():
-        raise InputError(f"{source} does not exist; give the folder benchmark_RELEASE of SBD's archive",
-                         about="sbd_path")
+    source = find_labels(sbd_path)
     names = sorted(path.stem for path in source.glob("*.mat") if not path.name.startswith("."))
     if not names:
         raise InputError(f"{source} contains no .mat file; unpack SBD's benchmark.tgz again")
     # In processes: a damaged byte can make scipy's reader crash (seen with scipy 1.17).
-    return convert_files(read_segmentation, source, ".mat", names, source.with_name("cls_png"), "SBD labels", workers,
-                         may_crash=True)
+    sources = {name: source / f"{name}.mat" for name in names}
+    return counted(*convert_files(read_segmentation, sources, source.with_name("cls_png"), "SBD labels", workers,
+                                  may_crash=True))
 
 
 def read_segmentation(path: str | Path) -> np.ndarray:
@@ -57,7 +73,7 @@ def read_segmentation(path: str | Path) -> np.ndarray:
     struct = _unwrap(content["GTcls"])
     if getattr(struct, "dtype", np.dtype(int)).names is None or "Segmentation" not in struct.dtype.names:
         raise InputError("GTcls is not a struct with a Segmentation; SBD's class labels are those in dataset/cls")
-    return check_labels(np.asarray(_unwrap(struct["Segmentation"])))
+    return check_labels(np.asarray(_unwrap(struct["Segmentation"])), len(CLASS_NAMES))
 
 
 def _unwrap(value):
@@ -71,9 +87,11 @@ def _unwrap(value):
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Write SBD's .mat labels as index PNGs beside them, in "
-                                                 "dataset/cls_png. A run that was stopped continues where it was.")
-    parser.add_argument("--sbd_path", required=True, metavar="FOLDER", help="SBD's folder benchmark_RELEASE")
+    parser = argparse.ArgumentParser(description="Write SBD's .mat labels as index PNGs beside them, in cls_png. "
+                                                 "A run that was stopped continues where it was.")
+    parser.add_argument("--sbd_path", required=True, metavar="FOLDER",
+                        help="SBD's folder benchmark_RELEASE, the folder it is in, or the root of torchvision's "
+                             "SBDataset")
     parser.add_argument("--workers", **WORKERS_OPTION)
     return parser
 
@@ -81,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     """Converts, prints the counts and each failure. Returns the exit code: 1 if a file failed."""
     written, kept, failures = convert_folder(args.sbd_path, args.workers)
-    folder = os.path.join(args.sbd_path, "dataset", "cls_png")
+    folder = find_labels(args.sbd_path).with_name("cls_png")
     print(f"{folder}: {written} written, {kept} already there, {len(failures)} failed")
     return report_failures(failures)
 

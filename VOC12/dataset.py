@@ -1,5 +1,4 @@
 """Lists of names -> (image, label) pairs, for PASCAL VOC or anyone's own folders."""
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -7,65 +6,58 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from utils.errors import InputError
-from utils.files import require_folder
-from VOC12.image_io import IMAGE_SUFFIXES, read_image
+from VOC12.image_io import read_picture
 from VOC12.index_png import read_label
+from VOC12.label_map import LabelMap
 from VOC12.labels import VOID
-from VOC12.lists import read_list
+from VOC12.naming import USUAL, Naming, find_pairs
+from VOC12.survey import SAMPLE, Survey, survey
 from VOC12.transforms import Sample
 
 Key = tuple[int, int]  # epoch, index
 
 
 class SegmentationDataset(Dataset):
-    """The images `im_path/NAME.jpg` (or another suffix) and labels `gt_path/NAME.png` of the names in a list.
+    """The images and labels of the entries of a list, see VOC12/naming.py.
 
     Item (epoch, index), or index alone for epoch 0: a Sample, see VOC12/transforms.py. The augmentation is drawn from a
     generator seeded by (seed, epoch, index), so it does not depend on which worker loads the item. Raises InputError:
-    when built, for a name without its files; on loading, for a broken file or a label that does not fit.
+    when built, for an entry without its files; on loading, for a broken file or a label that does not fit.
 
-    transform: (image uint8 (H, W, 3), label uint8 (H, W), numpy's Generator) -> Sample.
+    transform: (image uint8 (H, W, 3), label uint8 (H, W), numpy's Generator) -> Sample. label_map: what the values in
+    the label files mean. repeats: whether an image that is listed twice counts twice.
     """
 
     def __init__(self, im_path: str | Path, gt_path: str | Path, list_path: str | Path, num_classes: int,
-                 transform: Callable[[np.ndarray, np.ndarray, np.random.Generator], Sample], seed: int = 0):
-        images, labels = require_folder(im_path, "images"), require_folder(gt_path, "labels")
-        self.names = read_list(list_path)
-        self.files = [(find_image(images, name, list_path), find_label(labels, name, list_path))
-                      for name in self.names]
+                 transform: Callable[[np.ndarray, np.ndarray, np.random.Generator], Sample], seed: int = 0,
+                 naming: Naming = USUAL, label_map: LabelMap | None = None, repeats: bool = True):
         if not 1 <= num_classes <= VOID:
             raise InputError(f"the number of classes is {num_classes}; give 1 to {VOID}", about="num_classes")
-        self.num_classes, self.transform, self.seed = num_classes, transform, seed
+        pairs = find_pairs(im_path, gt_path, list_path, naming)
+        self.pairs = list(dict.fromkeys(pairs))
+        self.num_repeated = len(pairs) - len(self.pairs)
+        if repeats:
+            self.pairs = pairs
+        self.num_classes, self.transform, self.seed, self.label_map = num_classes, transform, seed, label_map
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.pairs)
+
+    def survey(self, limit: int | None = SAMPLE) -> Survey:
+        """What the labels contain, see VOC12/survey.py."""
+        return survey([pair.label for pair in self.pairs], self.num_classes, self.label_map, limit)
 
     def __getitem__(self, key: int | Key) -> Sample:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        image_file, label_file = self.files[index]
-        image, label = read_image(image_file), read_label(label_file, self.num_classes)
+        pair = self.pairs[index]
+        label = read_label(pair.label, self.num_classes, self.label_map)
+        image, missing = read_picture(pair.image, label.shape)
         if image.shape[:2] != label.shape:
-            raise InputError(f"the image {image_file} has {image.shape[1]}x{image.shape[0]} pixels but its label "
-                             f"{label_file} {label.shape[1]}x{label.shape[0]}; they must be of the same size")
+            raise InputError(f"the image {pair.image} has {image.shape[1]}x{image.shape[0]} pixels but its label "
+                             f"{pair.label} {label.shape[1]}x{label.shape[0]}; they must be of the same size")
+        if missing is not None:
+            label[missing] = VOID
         return self.transform(image, label, np.random.default_rng((self.seed, epoch, index)))
-
-
-def find_image(folder: Path, name: str, list_path: str | Path) -> Path:
-    """The image file of a listed name, whatever its suffix. Raises InputError if there is none."""
-    for suffix in (*IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES)):
-        if os.path.isfile(folder / (name + suffix)):  # pathlib raises for a name that is too long
-            return folder / (name + suffix)
-    raise InputError(f"{list_path} lists {name[:100]!r}, but {folder} has no image of that name (.jpg, .png, ...); "
-                     f"list one name without suffix a line, and check that the folder is the right one")
-
-
-def find_label(folder: Path, name: str, list_path: str | Path) -> Path:
-    """The label file of a listed name. Raises InputError if there is none."""
-    path = folder / (name + ".png")
-    if not os.path.isfile(path):
-        raise InputError(f"{list_path} lists {name!r}, but {path} does not exist; add the label, remove the name from "
-                         f"the list, or give another folder of labels")
-    return path
 
 
 class EpochBatches(Sampler):

@@ -10,8 +10,9 @@ from PIL import Image
 from utils.errors import InputError
 from utils.files import write_atomically
 from utils.parallel import run_parallel
-from VOC12.image_io import IMAGE_FORMATS, LABEL_FORMATS, open_image
+from VOC12.image_io import IMAGE_FORMATS, open_image
 from VOC12.index_png import check_labels
+from VOC12.labels import CLASS_NAMES
 from VOC12.lists import read_list
 
 # The lengths of the published lists.
@@ -114,14 +115,14 @@ def check_pair(image_file: Path, label_file: Path) -> None:
     """Raises InputError unless both files can be decoded, have one size, and the label is an index PNG of VOC's labels.
     """
     image = _open_existing(image_file, "image", IMAGE_FORMATS)
-    label = _open_existing(label_file, "label", LABEL_FORMATS)
+    label = _open_existing(label_file, "label", ("PNG",))
     if label.mode not in ("P", "L"):
         raise InputError(f"the label {label_file} has colours (mode {label.mode}), not class indices; convert it first")
     if image.size != label.size:
         raise InputError(f"the image {image_file} has {image.width} x {image.height} pixels, "
                          f"but its label {label_file} has {label.width} x {label.height}; unpack the archives again")
     try:
-        check_labels(np.asarray(label))
+        check_labels(np.asarray(label), len(CLASS_NAMES))
     except InputError as error:
         raise InputError(f"the label {label_file}: {error}", error.about) from None
 

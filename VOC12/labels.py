@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import require_file
+from VOC12.lists import read_lines
 
 VOID = 255  # the label of pixels that count neither in the loss nor in the scores
 
@@ -27,12 +27,7 @@ def colour_map() -> np.ndarray:
 
 def load_class_names(path: str | Path, num_classes: int) -> list[str]:
     """Class names, one a line, from a text file: a list of `num_classes` strings. Raises InputError otherwise."""
-    path = require_file(path, "list of class names")
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (UnicodeDecodeError, OSError) as error:
-        raise InputError(f"the list of class names {path} cannot be read as text ({error}); "
-                         f"give one name a line") from None
+    names = [line for _, line in read_lines(path, "list of class names")]
     if len(names) != num_classes:
         raise InputError(f"{path} has {len(names)} class names for {num_classes} classes; give one name a line")
     return names

@@ -7,16 +7,18 @@ import multiprocessing
 import os
 import re
 import signal
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from utils.errors import InputError, StepInterrupted
+from utils.errors import InputError, InputWarning, StepInterrupted
 from utils.parallel import count_cores
 from VOC12.dataset import SegmentationDataset
-from VOC12.transforms import EvalTransform, Sample
+from VOC12.transforms import Sample
 
 # What PyTorch reports when a loader process died, and what else means the same while a batch is being fetched.
 WORKER_DEATH = re.compile("^DataLoader worker")
@@ -31,30 +33,45 @@ class LoadError:
     error: InputError
 
 
+class Loaded(NamedTuple):
+    """A Sample, or a batch of them, and the InputWarnings that loading gave: tuple of (kind, message)."""
+    sample: Sample
+    warnings: tuple = ()
+
+
 class CatchInputErrors(Dataset):
-    """A dataset that returns its InputErrors as LoadErrors. `collate` forwards them and `batches` raises them."""
+    """A dataset that returns its InputErrors as LoadErrors, and its InputWarnings with the Samples.
+
+    `collate` forwards them, and `batches` raises the errors and issues the warnings, the first one of each kind.
+    """
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
+        self.shown = set()  # kinds of warnings; the main process's
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key) -> Sample | LoadError:
-        try:
-            return self.dataset[key]
-        except InputError as error:
-            return LoadError(error)
+    def __getitem__(self, key) -> Loaded | LoadError:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", InputWarning)
+            try:
+                sample = self.dataset[key]
+            except InputError as error:
+                return LoadError(error)
+        return Loaded(sample, tuple((warning.message.kind, str(warning.message)) for warning in caught
+                                    if isinstance(warning.message, InputWarning)))
 
 
-def collate(samples: Sequence[Sample | LoadError], empty: Sample | None = None) -> Sample | LoadError | None:
-    """Samples -> one Sample with a first axis N, or the first LoadError among them; without samples, `empty`."""
-    if not samples:
-        return empty
-    for sample in samples:
-        if isinstance(sample, LoadError):
-            return sample
-    return Sample(*map(torch.stack, zip(*samples, strict=True)))
+def collate(items: Sequence[Loaded | LoadError], empty: Sample | None = None) -> Loaded | LoadError:
+    """Items of CatchInputErrors -> one with a first axis N, or the first LoadError among them; without any, `empty`."""
+    if not items:
+        return Loaded(empty)
+    for item in items:
+        if isinstance(item, LoadError):
+            return item
+    return Loaded(Sample(*map(torch.stack, zip(*(item.sample for item in items), strict=True))),
+                  sum((item.warnings for item in items), ()))
 
 
 @functools.lru_cache(maxsize=1)
@@ -90,13 +107,12 @@ def make_loader(dataset: Dataset, num_workers: int, batch_sampler: Sampler | Non
                       persistent_workers=num_workers > 0, generator=torch.Generator().manual_seed(0))
 
 
-def make_eval_loader(im_path: str, gt_path: str, list_path: str, num_classes: int, min_size: int, num_workers: int,
-                     pin_memory: bool = False, share: Callable[[Sequence], Sequence] = list) -> DataLoader:
-    """A DataLoader over the list, one image at a time in order, each padded to at least min_size pixels a side.
+def make_eval_loader(dataset: SegmentationDataset, num_workers: int, pin_memory: bool = False,
+                     share: Callable[[Sequence], Sequence] = list) -> DataLoader:
+    """A DataLoader over a dataset, one image at a time in order.
 
     share: sequence of indices -> the part that this process takes, where several share the list.
     """
-    dataset = SegmentationDataset(im_path, gt_path, list_path, num_classes, EvalTransform(min_size))
     return make_loader(Subset(dataset, share(range(len(dataset)))), num_workers, pin_memory=pin_memory)
 
 
@@ -131,7 +147,11 @@ def batches_and_errors(loader: Iterable) -> Iterator[Sample | LoadError]:
             item = next(iterator, None)
         if item is None:
             return
-        yield item
+        for kind, message in item.warnings if isinstance(item, Loaded) else ():
+            if kind not in loader.dataset.shown:
+                loader.dataset.shown.add(kind)
+                warnings.warn(message, InputWarning, stacklevel=2)
+        yield item.sample if isinstance(item, Loaded) else item
 
 
 def batches(loader: Iterable) -> Iterator[Sample]:

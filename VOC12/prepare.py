@@ -25,19 +25,23 @@ Failures = list[tuple[str, str]]  # (name or path of a file, sentence)
 
 
 class Archive(NamedTuple):
-    """An archive: its file's name, the folder it unpacks to, what that folder must have, and where to download it."""
+    """An archive: its file's name, the folder that it unpacks to, and where to download it.
+
+    layouts: where in ROOT the data set may be; the first is its place in `folder`. contents: what must be there.
+    """
     name: str
     folder: str
+    layouts: tuple[str, ...]
     contents: tuple[str, ...]
     md5: str
     addresses: tuple[str, ...]
 
 
-SBD = Archive("benchmark.tgz", "benchmark_RELEASE",
-              ("dataset/img", "dataset/cls", "dataset/train.txt", "dataset/val.txt"),
+SBD = Archive("benchmark.tgz", "benchmark_RELEASE", convert_mat_to_png.LAYOUTS, ("img", "cls", "train.txt", "val.txt"),
               "82b4d87ceb2ed10f6038a1cba92111cb",
               ("https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",))
 VOC = Archive("VOCtrainval_11-May-2012.tar", "VOCdevkit/VOC2012",
+              ("VOCdevkit/VOC2012", "TrainVal/VOCdevkit/VOC2012", "VOC2012"),
               ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation/train.txt",
                "ImageSets/Segmentation/val.txt"),
               "6cd6e144f989b92b3379bac3b3de84fd",
@@ -49,7 +53,8 @@ def prepare(root: str | Path, data: str | Path, download: bool = False, archives
             trainaug_count: int = TRAINAUG, workers: int | None = None) -> Failures:
     """All steps. Each prints one line, and is skipped where it is done. Returns the failures.
 
-    root: the folder with the archives, or with the folders that they unpack to. data: the folder for the lists and the
+    root: the folder with the archives, or with the folders that they unpack to, as they are or as torchvision arranges
+    them. data: the folder for the lists and the
     links img and gt. download: whether to download missing archives. Raises InputError if something is missing, or if
     something else has the name of a link.
     """
@@ -57,12 +62,11 @@ def prepare(root: str | Path, data: str | Path, download: bool = False, archives
     joined = root / "joined"
     for kind in ("img", "gt"):
         check_data_link(data, kind, joined)  # before minutes of work
-    provide(root, archives, download)
-    sbd, voc = root / SBD.folder / "dataset", root / VOC.folder
+    sbd, voc = provide(root, archives, download)
     lists = read_lists(sbd, voc)
     names = trainaug(lists, trainaug_count)
 
-    counts = convert_mat_to_png.convert_folder(sbd.parent, workers)
+    counts = convert_mat_to_png.convert_folder(sbd, workers)
     if _report_conversion("2 SBD's labels", sbd / "cls_png", counts):
         return counts[-1]
     voc_labels = voc / "SegmentationClass_1D"
@@ -92,32 +96,47 @@ def prepare(root: str | Path, data: str | Path, download: bool = False, archives
     return failures
 
 
-def provide(root: Path, archives: Sequence[Archive], download: bool) -> None:
-    """Unpacks each of `archives` in `root`, downloading it first if `download`. Raises InputError if one is missing."""
+def provide(root: Path, archives: Sequence[Archive], download: bool) -> list[Path]:
+    """Unpacks each of `archives` in `root` if its data set is not there, downloading it first if `download`.
+
+    Returns the folders of the data sets. Raises InputError if one is missing.
+    """
     if root.is_file():
         raise InputError(f"{root} is a file; give the folder that the archives are in", about="root")
     missing = [archive for archive in archives
-               if not (root / archive.folder).exists() and not (root / archive.name).is_file()]
+               if find_unpacked(root, archive) is None and not (root / archive.name).is_file()]
     if missing and not download:
         sources = "; ".join(f"{archive.name} (or, unpacked, {archive.folder}) from {archive.addresses[0]}"
                             for archive in missing)
         raise InputError(f"{root} {'lacks archives' if root.is_dir() else 'does not exist'}: put there {sources}; "
                          f"or let this command download the archives", about="download")
+    places = []
     for archive in archives:
-        file, folder = root / archive.name, root / archive.folder
-        done = folder.exists()
+        file, folder = root / archive.name, find_unpacked(root, archive)
+        done = folder is not None
         if not done:
             if download and not file.is_file():
                 fetch(archive.addresses, file, archive.md5)
             elif download and file_md5(file) != archive.md5:
                 raise InputError(f"{file} is not the archive expected, or only a part of it (its md5 is not "
                                  f"{archive.md5}); move it away, and run again to download it")
-            unpack(file, folder)
+            unpack(file, root / archive.folder)
+            folder = root / archive.layouts[0]
         lacks = [path for path in archive.contents if not (folder / path).exists()]
         if lacks:
             raise InputError(f"{folder} lacks {', '.join(lacks)}: it was unpacked in part, or from another archive; "
-                             f"move it away, and run again to unpack {archive.name} again")
+                             f"move {root / archive.folder} away, and run again to unpack {archive.name} again")
         print(f"1 archive: {folder}: {'already there' if done else 'unpacked'}")
+        places.append(folder)
+    return places
+
+
+def find_unpacked(root: Path, archive: Archive) -> Path | None:
+    """The folder of an archive's data set, even if it was unpacked in part, or None if there is none."""
+    for layout in archive.layouts:
+        if all((root / layout / path).exists() for path in archive.contents):
+            return root / layout
+    return root / archive.layouts[0] if (root / archive.folder).exists() else None
 
 
 def _report_conversion(step: str, folder: Path, counts: Counts) -> bool:

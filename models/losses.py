@@ -64,15 +64,28 @@ def find_regularizer(name: str, num_stages: int = 2) -> Callable[[Sequence[torch
 
 
 def pixel_cross_entropy(logits: torch.Tensor, label: torch.Tensor, pixels: torch.Tensor | None = None,
-                        ignore_index: int = IGNORE_INDEX) -> torch.Tensor:
-    """Mean cross-entropy over the pixels whose label is not ignore_index.
+                        ignore_index: int = IGNORE_INDEX, class_weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean cross-entropy over the pixels whose label is not ignore_index, each weighted by its class.
 
     logits (N, classes, H, W), already of the label's size (`resize_logits`); label int64 (N, H, W). A batch without a
-    counted pixel has loss 0, not NaN. pixels: what to divide the sum by, where the label is only part of a batch.
+    counted pixel has loss 0, not NaN. class_weights (classes): all 1 if None. pixels: what to divide the sum by, where
+    the label is only part of a batch; see count_pixels.
     """
     rows = logits.permute(0, 2, 3, 1).flatten(0, 2)  # a pixel's classes side by side: the fast case of the softmax
-    total = F.cross_entropy(rows, label.flatten(), ignore_index=ignore_index, reduction="sum")
-    return total / ((label != ignore_index).sum().clamp(min=1) if pixels is None else pixels)
+    total = F.cross_entropy(rows, label.flatten(), class_weights, ignore_index=ignore_index, reduction="sum")
+    if pixels is None:
+        pixels = count_pixels(label, ignore_index, class_weights)
+        pixels = pixels + (pixels == 0)
+    return total / pixels
+
+
+def count_pixels(label: torch.Tensor, ignore_index: int = IGNORE_INDEX,
+                 class_weights: torch.Tensor | None = None) -> torch.Tensor:
+    """The pixels of a label, int64 of any shape, that count, or the sum of their weights: scalar tensor."""
+    counted = label != ignore_index
+    if class_weights is None:
+        return counted.sum()
+    return (class_weights[label.where(counted, torch.zeros_like(label))] * counted).sum()
 
 
 def resize_logits(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:

@@ -13,12 +13,15 @@ import scipy.io
 import scipy.sparse
 from PIL import Image
 
-from utils.errors import InputError
+from helpers import call
+from utils.errors import InputError, InputWarning
 from utils.parallel import run_parallel
 from VOC12 import convert_labels, convert_mat_to_png
-from VOC12.index_png import INDICES, write_label_png
-from VOC12.labels import colour_map
+from VOC12.colours import voc_colours
+from VOC12.index_png import write_label_png
+from VOC12.labels import CLASS_NAMES, VOID, colour_map
 
+INDICES = (*range(len(CLASS_NAMES)), VOID)
 SCRIPTS = Path(__file__).resolve().parents[1] / "VOC12"
 
 
@@ -87,6 +90,20 @@ def test_mat_finishes_what_was_interrupted(sbd):
     os.utime(newer, (time.time() + 5,) * 2)
     assert convert_mat_to_png.convert_folder(sbd)[0] == 1
     assert_png(folder / "2008_000002.png", make_labels(9))
+
+
+@pytest.mark.parametrize("layout, given", [("benchmark_RELEASE/dataset", "."), ("benchmark_RELEASE/dataset", "*"),
+                                           ("benchmark_RELEASE/dataset", "*/*"), (".", ".")])
+def test_mat_in_every_layout(sbd, layout, given):
+    """The archive's, seen from three folders, and torchvision's, which moves what is in `dataset` to its root."""
+    root = sbd.parent
+    if layout == ".":
+        (sbd / "dataset/cls").rename(root / "cls")  # torchvision leaves the empty folders there
+    path = root if given == "." else next(root.glob(given))
+    outcome = call("VOC12/convert_mat_to_png.py", "--sbd_path", path)
+    labels = (root / layout / "cls_png").resolve()
+    assert outcome == (0, f"{path / labels.relative_to(path)}: 3 written, 0 already there, 0 failed")
+    assert_png(labels / "2008_000001.png", make_labels(1))
 
 
 @pytest.mark.parametrize("labels", [make_labels().astype(float), make_labels().astype(np.int32)])
@@ -251,7 +268,8 @@ def source(tmp_path):
 
 def test_every_kind_of_png(source, tmp_path):
     names = sorted(path.stem for path in source.iterdir())
-    assert convert_labels.convert_folder(source, names, tmp_path / "out") == (len(names), 0, [])
+    with pytest.warns(InputWarning, match="palette"):  # two palettes contradict each other
+        assert convert_labels.convert_folder(source, names, tmp_path / "out") == (len(names), 0, [])
     for name in names:
         assert_png(tmp_path / f"out/{name}.png", make_labels())
     assert convert_labels.convert_folder(source, names, tmp_path / "out") == (0, len(names), [])
@@ -272,11 +290,11 @@ def test_few_bits_a_pixel(tmp_path):
 def test_all_22_colours_and_no_other(tmp_path):
     labels = np.array([INDICES], dtype=np.uint8)
     Image.fromarray(colour_map()[labels]).save(tmp_path / "all.png")
-    assert np.array_equal(convert_labels.read_voc_label(tmp_path / "all.png"), labels)
+    assert np.array_equal(convert_labels.read_source(tmp_path / "all.png"), labels)
     for label in range(21, 255):  # VOC's map has more colours, but these are no classes
         Image.fromarray(colour_map()[[[0, label]]]).save(tmp_path / "one.png")
         with pytest.raises(InputError, match="row 0, column 1"):
-            convert_labels.read_voc_label(tmp_path / "one.png")
+            convert_labels.read_source(tmp_path / "one.png", voc_colours(), 21)
 
 
 def test_labels_command(source, tmp_path):
@@ -288,18 +306,18 @@ def test_labels_command(source, tmp_path):
     Image.fromarray(wrong).save(source / "jpeg.png", format="JPEG")
     names = b"\xef\xbb\xbfrgb\r\nwrong\r\nabsent\r\n\r\nvalue\r\ncut\r\njpeg\r\npalette\r\n"
     (tmp_path / "list.txt").write_bytes(names)
-    result = run("convert_labels.py", "source", "list.txt", "out", cwd=tmp_path)
+    result = run("convert_labels.py", "source", "list.txt", "out", "--n_class", "21", cwd=tmp_path)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     lines = {line.split(":")[0]: line for line in result.stderr.splitlines() if line.startswith("source")}
     expected = {"wrong": "row 4, column 6 has the colour (1, 2, 3)", "absent": "no such file",
-                "value": "has the value 21", "cut": "cannot be read", "jpeg": "cannot be read"}
+                "value": "has the value 21", "cut": "cannot be read", "jpeg": "none of VOC's 22"}
     assert set(lines) == {os.path.join("source", f"{name}.png") for name in expected}
     assert all(word in lines[os.path.join("source", f"{name}.png")] for name, word in expected.items())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["palette.png", "rgb.png"]
 
     Image.fromarray(colour_map()[make_labels()]).save(source / "wrong.png")
     (tmp_path / "list.txt").write_text("rgb\nwrong\n")
-    again = run("convert_labels.py", "source", "list.txt", "out", cwd=tmp_path)
+    again = run("convert_labels.py", "source", "list.txt", "out", "--n_class", "21", cwd=tmp_path)
     assert again.returncode == 0 and "1 written, 1 already there, 0 failed" in again.stdout
 
 
@@ -322,8 +340,8 @@ def test_colour_output_of_an_older_run_is_replaced(source, tmp_path):
 
 
 def test_a_bug_is_not_taken_for_a_wrong_file(source, tmp_path, monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise ZeroDivisionError
-    monkeypatch.setattr(convert_labels, "read_voc_label", broken)
+    monkeypatch.setattr(convert_labels, "read_source", broken)
     with pytest.raises(ZeroDivisionError):
         convert_labels.convert_folder(source, ["rgb"], tmp_path / "out")

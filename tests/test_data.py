@@ -54,7 +54,7 @@ def network_input(sample):
 
 
 @pytest.mark.parametrize("size", [(40, 56), (33, 90), (20, 20), (120, 31)])
-@pytest.mark.parametrize("crop", [32, 49])
+@pytest.mark.parametrize("crop", [32, 49, (32, 49), (60, 24)])
 def test_training_transform_equals_the_plain_pipeline(size, crop):
     """Same draws, same label, same padding, and an image within rounding: one of 255 levels, half on average."""
     image, label = picture(*size)
@@ -164,9 +164,12 @@ def test_sixteen_bit_images_keep_their_high_byte_and_others_are_refused(tmp_path
 @pytest.mark.parametrize("damage, words", [
     (lambda f: (f / "gt" / "im_0.png").write_bytes(b"no image"), ["im_0.png", "cannot be read"]),
     (lambda f: (f / "img" / "im_0.png").write_bytes((f / "img" / "im_0.png").read_bytes()[:200]), ["im_0.png", "read"]),
-    (lambda f: Image.new("RGB", (50, 40)).save(f / "gt" / "im_0.png"), ["im_0.png", "RGB", "convert_labels.py"]),
+    (lambda f: Image.new("RGB", (50, 40), (9, 9, 8)).save(f / "gt" / "im_0.png"),
+     ["im_0.png", "RGB", "convert_labels.py"]),
     (lambda f: Image.new("L", (50, 40), 9).save(f / "gt" / "im_0.png"), ["im_0.png", "value 9", "0 to 3"]),
-    (lambda f: Image.new("I;16", (50, 40), 9).save(f / "gt" / "im_0.png"), ["im_0.png", "I;16"]),
+    (lambda f: Image.new("I;16", (50, 40), 300).save(f / "gt" / "im_0.png"), ["im_0.png", "value 300", "0 to 3"]),
+    (lambda f: Image.new("F", (50, 40), 9).save(f / "gt" / "im_0.png", format="TIFF"),
+     ["im_0.png", "mode of the image is F"]),
     (lambda f: Image.new("L", (9, 9)).save(f / "gt" / "im_0.png"), ["im_0.png", "50x40", "9x9"]),
 ])
 @pytest.mark.parametrize("workers", [0, 1])
@@ -183,7 +186,7 @@ def test_a_bad_file_is_one_sentence_that_names_it(folder, damage, words, workers
 def test_an_error_keeps_its_parameter_on_the_way_from_a_loader_process(folder, workers):
     with pytest.raises(InputError, match="number of classes") as error:
         list(batches(make_loader(dataset(folder, num_classes=2), workers)))
-    assert error.value.about == "num_classes"
+    assert error.value.about == ("num_classes", "label_map")
 
 
 def test_missing_files_are_found_before_the_run(folder):

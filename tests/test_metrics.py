@@ -37,6 +37,16 @@ def test_nothing_counted_is_nan_not_an_error():
     assert math.isnan(result.m_iou) and result.absent == [0, 1]
 
 
+def test_a_single_class_of_several_makes_no_mean():
+    """Masks of 0 and 255, where 255 is void: class 0 is everywhere, and 100 % would say that all is well."""
+    alone = scores(torch.tensor([[9, 0], [0, 0]]))
+    assert not alone.is_defined and "100.00" not in table(alone, ["a", "b"]).splitlines()[-2]
+    assert alone.describe_m_iou() == "undefined: the labels have 1 of 2 classes"
+    assert scores(torch.tensor([[9]])).describe_m_iou() == "100.00 %"
+    two = scores(torch.tensor([[9, 0, 0], [0, 4, 0], [0, 0, 0]]))
+    assert two.describe_m_iou() == "100.00 % of the 2 classes that occur"
+
+
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_evaluate_counts_each_pixel_once_and_restores_the_mode(batch_size):
     network = SparseMask(connectivity.fcn(), depth=4, num_classes=5).train()

@@ -112,6 +112,19 @@ def test_command_from_archives_and_again(raw, tmp_path):
     assert (tmp_path / "moved/joined/gt/a.png").is_file()
 
 
+def test_layouts_of_torchvision(root, tmp_path):
+    """SBDataset moves its files to the root and leaves the emptied folders."""
+    for part in ("img", "cls", "train.txt", "val.txt"):
+        (root / "benchmark_RELEASE/dataset" / part).rename(root / part)
+    (root / "TrainVal").mkdir()
+    (root / "VOCdevkit").rename(root / "TrainVal/VOCdevkit")
+    before = hashes(root)
+    assert prepare.prepare(root, tmp_path / "data", trainaug_count=5) == []
+    assert before.items() <= hashes(root).items()
+    assert value(tmp_path / "data/gt/a.png") == {1} and value(tmp_path / "data/gt/both.png") == {2}
+    assert (root / "cls_png/a.png").is_file()
+
+
 def test_sources_are_not_touched(root, tmp_path):
     before = hashes(root)
     assert prepare.prepare(root, tmp_path / "data", trainaug_count=0) == []

@@ -4,11 +4,11 @@
 class InputError(ValueError):
     """Something that the user gave is wrong. The message states what came, what was expected and how to fix it.
 
-    about: the parameter that is wrong, by its name in the function that raises. A command adds the option that sets it
-    to the message, see utils/cli.py; the message itself names no option.
+    about: the parameter that is wrong, by its name in the function that raises, or several. A command adds the options
+    that set them to the message, see utils/cli.py; the message itself names no option.
     """
 
-    def __init__(self, message: str, about: str | None = None):
+    def __init__(self, message: str, about: str | tuple[str, ...] | None = None):
         super().__init__(message)
         self.about = about
 
@@ -17,7 +17,12 @@ class InputWarning(UserWarning):
     """Something about what the user gave deserves a sentence, and the command goes on. Issue it with warnings.warn.
 
     The message has one sentence, as that of an InputError. A command prints it in a line, and a run logs it too.
+    kind: of the warnings of one kind that loading a dataset gives, only the first is shown.
     """
+
+    def __init__(self, message: str, kind: str = ""):
+        super().__init__(message)
+        self.kind = kind or message
 
 
 class StepInterrupted(InputError):

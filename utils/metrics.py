@@ -31,6 +31,18 @@ class Scores:
         """Classes without a single pixel in the truth: they are left out of the mean."""
         return [i for i, value in enumerate(self.iou) if value is None]
 
+    @property
+    def is_defined(self) -> bool:
+        """Whether the mean is one: over a single class that occurs, of several, 100 % would mean nothing."""
+        return len(self.iou) - len(self.absent) >= min(2, len(self.iou))
+
+    def describe_m_iou(self) -> str:
+        """The mIoU in words, in percent, with how many classes it is the mean of."""
+        present, total = len(self.iou) - len(self.absent), len(self.iou)
+        if not self.is_defined:
+            return f"undefined: the labels have {present or 'none'} of {total} classes"
+        return f"{100 * self.m_iou:.2f} %" + (f" of the {present} classes that occur" if self.absent else "")
+
     def require_pixels(self) -> "Scores":
         """Returns itself. Raises InputError if no pixel counted, since all were void: there is no score then."""
         if math.isnan(self.m_iou):
@@ -57,6 +69,7 @@ def table(result: Scores, class_names: Sequence[str]) -> str:
     if result.absent:
         names = ", ".join(class_names[i] for i in result.absent)
         lines.append(f"absent from the list and left out of the mean: {names}")
-    lines.append(f"{'mIoU':<{width}}  {100 * result.m_iou:6.2f}")
+    m_iou = f"{100 * result.m_iou:6.2f}" if result.is_defined else result.describe_m_iou()
+    lines.append(f"{'mIoU':<{width}}  {m_iou}")
     lines.append(f"{'pixel accuracy':<{width}}  {100 * result.pixel_accuracy:6.2f}")
     return "\n".join(lines)
