@@ -117,13 +117,15 @@ class Decoder(nn.ModuleDict):
         pairs = ((l, stage.connection(source, side)) for l, stage in pairs if stage is not None)
         return [(l, connection) for l, connection in pairs if connection is not None]
 
-    def forward(self, taps: Sequence[torch.Tensor], strengths: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+    def forward(self, taps: Sequence[torch.Tensor], strengths: Sequence[torch.Tensor] | None = None,
+                global_feature: torch.Tensor | None = None) -> torch.Tensor:
         """taps: L features, deepest first; strengths: p (l+1, 2) of each stage, or None.
 
+        global_feature: G, (N, C, 1, 1), of the image that the taps show a part of; by default that of the taps.
         Returns D[L-1], (N, depth, H, W) of the finest tap.
         """
         features = {}
-        output = global_average(taps[0])
+        output = global_average(taps[0]) if global_feature is None else global_feature
         for l, tap in enumerate(taps):
             # E[l] and D[l-1] (G for l = 0) are read by stage l first, and by finer ones
             for side, feature in ((ENCODER, tap), (DECODER, output)):

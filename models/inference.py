@@ -27,15 +27,15 @@ def for_inference(network: nn.Module, compiled: bool = False, dtype: torch.dtype
     weights as constants on a CPU and as replayed CUDA graphs on a GPU; the first call of an image size takes tens of
     seconds, and raises InputError where there is no compiler.
     """
-    network = folded(network)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and dtype is not None:
-            module.to(dtype)
+    network = folded(network, dtype)
     return Compiled(network) if compiled else torch.no_grad()(network)
 
 
-def folded(network: nn.Module) -> nn.Module:
-    """A copy in evaluation mode whose BNs are folded into the convolutions before them, where there is one."""
+def folded(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """A copy in evaluation mode whose BNs are folded into the convolutions before them, where there is one.
+
+    dtype: what the weights of its convolutions are cast to, if anything.
+    """
     network = copy.deepcopy(network).eval().requires_grad_(False)
     stages = [module for module in network.modules() if is_plain(module, (Stage,))] if scales_pass_through() else []
     uses = Counter(stage.connection(*place) for stage in stages for place in stage.inputs)
@@ -45,6 +45,9 @@ def folded(network: nn.Module) -> nn.Module:
         for convolution, norm in getattr(module, "folds", ()):
             if hasattr(module, norm):
                 fold(module, convolution, norm)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and dtype is not None:
+            module.to(dtype)
     return network
 
 
@@ -92,12 +95,16 @@ def scales_pass_through() -> bool:
         return torch.allclose(stage(features, (5, 5)), before, rtol=1e-9, atol=1e-9)
 
 
+def scaled_size(size: Sequence[int], scale: float, min_size: int = MIN_SIZE) -> list[int]:
+    """The size of an image at a scale: round(scale * (H - 1)) + 1, which keeps aligned corners aligned; >= min_size."""
+    return [max(round(scale * (length - 1)) + 1, min_size) for length in size]
+
+
 class TestTimeAugmentation:
     """The paper's multi-scale test: image (N, 3, H, W) -> probabilities (N, classes, H, W).
 
     forward: image -> logits of any size. The mean of the softmax over the image at each of the `scales` and, with flip,
-    of its mirror image. The sizes are round(scale * (H - 1)) + 1, which keeps aligned corners aligned, and at least
-    min_size pixels a side.
+    of its mirror image. For the sizes see scaled_size.
     """
     __test__ = False  # not a test, for pytest
 
@@ -109,8 +116,7 @@ class TestTimeAugmentation:
         size = image.shape[2:]
         total = 0
         for scale in self.scales:
-            scaled = [max(round(scale * (length - 1)) + 1, self.min_size) for length in size]
-            x = resize(image, scaled)
+            x = resize(image, scaled_size(size, scale, self.min_size))
             for mirrored in (False, True) if self.flip else (False,):
                 logits = resize(self.forward(x.flip(3) if mirrored else x), size)
                 p = F.softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))

@@ -1,13 +1,17 @@
 """Pictures, image files and test-time averaging: what predict.py is made of."""
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from skimage.color import rgb2lab
 
+from helpers import call
+from models import SparseMask, connectivity
 from models.inference import TestTimeAugmentation
 from models.losses import resize_logits
-from utils.errors import InputError
+from utils.errors import InputError, InputWarning
 from utils.pictures import overlay, palette, palette_image, side_by_side
 from VOC12.image_files import ImageFiles, find_images
 from VOC12.image_io import read_image
@@ -77,6 +81,114 @@ def test_files_folders_and_patterns_get_names_of_their_own(tmp_path):
         find_images([str(tmp_path / "*.gif")])
 
 
+TOOLS = ("._a.jpg", ".hidden.jpg", ".ipynb_checkpoints/a-checkpoint.jpg", "__MACOSX/a.jpg", "__MACOSX/._a.jpg",
+         "@eaDir/a.jpg/SYNOPHOTO_THUMB_XL.jpg", ".thumbnails/a.png", "sub/@eaDir/a.jpg", "sub/._a.png", "Thumbs.db")
+
+
+def test_what_is_hidden_or_a_tool_s_own_is_skipped_unless_named(tmp_path):
+    for name in ("a.jpg", "sub/a.png", *TOOLS):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    for arguments in ([tmp_path], [tmp_path / "**" / "*.*"], [tmp_path / "*", tmp_path / "*" / "*"],
+                      [tmp_path, tmp_path / "@eaDir"]):
+        found = {file.relative_to(tmp_path).as_posix() for file, _ in find_images(arguments)}
+        assert found == {"a.jpg", "sub/a.png"}, arguments
+    for name in TOOLS:
+        assert [file for file, _ in find_images([tmp_path / name])] == [tmp_path / name]
+    assert [n for _, n in find_images([tmp_path / ".thumbnails"])] == ["a"]
+    assert [n for _, n in find_images([tmp_path / ".thumbnails" / "*.png"])] == ["a"]
+    with pytest.raises(InputError, match="2 in all, is hidden"):
+        find_images([tmp_path / "__MACOSX"])
+
+
+def test_folders_above_may_be_hidden(tmp_path):
+    folder = tmp_path / ".cache" / "@eaDir" / "photos"
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").write_text("")
+    assert [n for _, n in find_images([folder])] == [n for _, n in find_images([folder / "*.jpg"])] == ["a"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Of a network with random weights."""
+    torch.manual_seed(0)
+    network = SparseMask(connectivity.published(), depth=4, num_classes=21)
+    path = tmp_path_factory.mktemp("checkpoint") / "network.pth.tar"
+    torch.save({"state_dict": network.state_dict(), "settings": {"crop_size": 64}}, path)
+    return path
+
+
+@pytest.fixture
+def predict(checkpoint):
+    """predict.py with this checkpoint."""
+    return lambda *options: call("predict.py", "--checkpoint", checkpoint, "--gpu", -1, "--n_worker", 0, *options)
+
+
+@pytest.fixture
+def photos(data, tmp_path):
+    """A folder from a Mac."""
+    folder = tmp_path / "photos"
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    for name in ("n0", "n1"):
+        shutil.copy(data / "img" / f"{name}.jpg", folder)
+    shutil.copy(data / "img" / "n0.jpg", folder / ".ipynb_checkpoints" / "n0-checkpoint.jpg")
+    (folder / "._n0.jpg").write_bytes(b"\x00\x05\x16\x07" + bytes(60))
+    return folder
+
+
+@pytest.mark.parametrize("given", ["folder", "pattern", "shell"])
+@pytest.mark.parametrize("inside", ["", "predictions", "../elsewhere"])
+def test_a_second_run_overwrites_its_results(predict, photos, inside, given):
+    out = photos / inside
+    runs = []
+    for _ in range(2):
+        visible = sorted(path for path in photos.iterdir() if not path.name.startswith("."))
+        images = {"folder": [photos], "pattern": [photos / "**" / "*"], "shell": visible}[given]
+        code, text = predict(*images, "--out", out)
+        assert code == 0 and "of 2 images" in text, text
+        runs.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*.png")})
+    assert runs[0] == runs[1]
+    assert set(map(str, runs[0])) == {"n0.png", "n0_overlay.png", "n1.png", "n1_overlay.png"}
+    assert "a result of this program" in predict(out if inside else photos / "*.png").text
+
+
+def test_no_file_of_somebody_else_is_overwritten(predict, data, tmp_path):
+    before = (data / "gt" / "n0.png").read_bytes()
+    code, text = predict(data / "img" / "n0.jpg", "--out", data / "gt")
+    assert code == 2 and "did not write" in text and "another --out" in text
+    assert (data / "gt" / "n0.png").read_bytes() == before
+
+
+def test_a_list_gives_palette_pngs_alone_as_the_voc_server_wants_them(predict, data, tmp_path):
+    (tmp_path / "list.txt").write_text("n5\nn6\n")
+    code, text = predict("--list", tmp_path / "list.txt", "--im_path", data / "img", "--no_overlay", "--out",
+                         tmp_path / "out")
+    assert code == 0 and "NAME.png of 2 images" in text
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"n5.png", "n6.png"}
+    for path in (tmp_path / "out").iterdir():
+        with Image.open(path) as image:
+            assert image.format == "PNG" and image.mode == "P" and image.size == (76, 70)
+            assert image.getpalette() == colour_map().ravel().tolist()
+
+
+def test_a_list_whose_results_would_overwrite_one_another(predict, data, tmp_path):
+    for name in ("a", "a_overlay"):
+        shutil.copy(data / "img" / "n0.jpg", tmp_path / f"{name}.jpg")
+    (tmp_path / "list.txt").write_text("a\na_overlay\n")
+    options = "--list", tmp_path / "list.txt", "--im_path", tmp_path, "--out", tmp_path / "out"
+    code, text = predict(*options)
+    assert code == 2 and "--no_overlay" in text
+    assert predict(*options, "--no_overlay").code == 0
+
+
+def test_images_or_a_list(predict, data):
+    for options, words in (((), "no image is given"), (("a.jpg", "--list", "b.txt"), "not both"),
+                           (("a.jpg", "--im_path", data), "--im_path is the folder of a --list"),
+                           (("--list", data / "val.txt", "--im_path", data / "gone"), "does not exist")):
+        code, text = predict(*options)
+        assert code == 2 and words in text
+
+
 def test_images_of_any_mode(tmp_path):
     """Grey, 16-bit grey, RGBA, palette, CMYK; one turned by its camera's note."""
     grey = np.arange(40 * 50, dtype=np.uint16).reshape(40, 50) * 30
@@ -92,12 +204,13 @@ def test_images_of_any_mode(tmp_path):
     for name, sample in samples.items():
         size = (50, 40) if name == "turned" else (40, 50)
         assert sample.image.shape == (*size, 3) and sample.label.shape == size
-    assert (samples["deep"].image[..., 1].numpy() == grey >> 8).all()
+    assert (samples["deep"].image[..., 1].numpy() == np.round(grey * (255 / 65535))).all()
 
 
 def test_32_bit_images_hold_16_bits_or_are_refused(tmp_path):
     Image.fromarray(np.full((4, 4), 513, np.int32)).save(tmp_path / "a.tif")
-    assert (read_image(tmp_path / "a.tif") == 2).all()
+    with pytest.warns(InputWarning, match="1023 were white"):
+        assert (read_image(tmp_path / "a.tif") == 128).all()
     Image.fromarray(np.full((4, 4), 10 ** 6, np.int32)).save(tmp_path / "b.tif")
     with pytest.raises(InputError, match="32 bits"):
         read_image(tmp_path / "b.tif")

@@ -6,9 +6,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.fonts import legible
 from VOC12.labels import CLASS_NAMES, VOID, colour_map
 
 OPACITY = 0.6  # of the classes over the image
+ROWS = 256  # of an image that are mixed at once
+LEGEND_SIZE = 12  # pixels of its text
 MARGIN, SWATCH = 6, 14  # pixels of the legend
 LEGEND_WIDTH = 240  # pixels, at least
 BACKGROUND, INK = (255, 255, 255), (30, 30, 30)
@@ -52,20 +55,24 @@ def palette_image(label: np.ndarray, num_classes: int) -> Image.Image:
 def overlay(image: np.ndarray, label: np.ndarray, class_names: Sequence[str]) -> Image.Image:
     """image uint8 (H, W, 3), label uint8 (H, W) -> picture: classes over the image, a legend of those present below."""
     colours = palette(len(class_names))
-    opacity = OPACITY * colours.any(axis=1)  # black, VOC's background, leaves the image as it is
-    mixed = image + opacity[label][..., None] * (colours[label].astype(float) - image)
-    counts = np.bincount(label.ravel(), minlength=256)
-    present = [i for i in np.argsort(-counts, kind="stable") if counts[i]]
-    entries = [("void" if i == VOID else class_names[i], counts[i] / label.size, tuple(map(int, colours[i])))
-               for i in present]
-    return with_legend(Image.fromarray(mixed.round().astype(np.uint8)), entries)
+    opacity = (OPACITY * colours.any(axis=1)).astype(np.float32)  # black, VOC's background, leaves the image as it is
+    mixed, counts = np.empty_like(image), np.zeros(256, np.int64)
+    for start in range(0, len(image), ROWS):  # not at once: the numbers take more memory than the pixels
+        rows = slice(start, start + ROWS)
+        below, above = image[rows].astype(np.float32), colours[label[rows]]
+        mixed[rows] = (below + opacity[label[rows]][..., None] * (above - below)).round()
+        counts += np.bincount(label[rows].ravel(), minlength=256)
+    present = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
+    entries = []
+    for i in present:
+        name, font = legible("void" if i == VOID else class_names[i], i, LEGEND_SIZE)
+        entries.append((name, f"{100 * counts[i] / label.size:.1f} %", font, tuple(map(int, colours[i]))))
+    return with_legend(Image.fromarray(mixed), entries)
 
 
 def with_legend(picture: Image.Image, entries: Sequence[tuple]) -> Image.Image:
-    """The picture with a legend below: entries of (name, share of the pixels, colour), in as many columns as fit."""
-    font = ImageFont.load_default(size=12)
-    texts = [f"{name}  {100 * share:.1f} %" for name, share, _ in entries]
-    column = max(int(font.getlength(text)) for text in texts) + SWATCH + 3 * MARGIN
+    """The picture with a legend below: entries of (name, share, font, colour), in as many columns as fit."""
+    column = max(int(font.getlength(f"{name}  {share}")) for name, share, font, _ in entries) + SWATCH + 3 * MARGIN
     width = max(picture.width, LEGEND_WIDTH, column)
     columns = max(1, width // column)
     row = SWATCH + MARGIN
@@ -73,10 +80,13 @@ def with_legend(picture: Image.Image, entries: Sequence[tuple]) -> Image.Image:
     canvas = Image.new("RGB", (width, height), BACKGROUND)
     canvas.paste(picture, (0, 0))
     draw = ImageDraw.Draw(canvas)
-    for i, (text, (_, _, colour)) in enumerate(zip(texts, entries, strict=True)):
+    for i, (name, share, font, colour) in enumerate(entries):
         x, y = MARGIN + i % columns * column, picture.height + MARGIN + i // columns * row
         draw.rectangle((x, y, x + SWATCH, y + SWATCH), fill=colour, outline=INK)
-        draw.text((x + SWATCH + MARGIN, y + SWATCH / 2), text, fill=INK, font=font, anchor="lm")
+        x, y = x + SWATCH + MARGIN, y + SWATCH / 2
+        draw.text((x, y), name, fill=INK, font=font, anchor="lm")
+        # by itself, for a number that follows a name from right to left would be set before it
+        draw.text((x + font.getlength(f"{name}  "), y), share, fill=INK, font=font, anchor="lm")
     return canvas
 
 
