@@ -9,7 +9,7 @@ from models.backbones import make_backbone
 from models.pruning import DEFAULT_THRESHOLD, check_threshold, prune
 from utils.checkpoint import Checkpoint, read_checkpoint
 from utils.cli import run_command
-from utils.errors import InputError
+from utils.errors import InputError, first_line
 from utils.options import HelpFormatter, add_model_options, check_numbers, check_part_names, require_options
 from utils.run_folder import find_last_checkpoint
 from utils.strengths_file import STRENGTHS, read_strengths
@@ -51,8 +51,9 @@ def main(args: argparse.Namespace) -> None:
     """Writes the pictures of the source, and prints their names."""
     try:
         from utils import drawing
-    except ImportError as error:
-        raise InputError(f"draw.py needs matplotlib ({error}); pip install matplotlib") from None
+    except Exception as error:  # missing or broken, with errors of any type
+        raise InputError(f"draw.py needs matplotlib, which cannot be used here ({first_line(error)}); "
+                         f"pip install matplotlib, or correct that") from None
     check_threshold(args.thres)
     check_numbers(args, ("depth",), at_least=1)
     check_part_names(args)

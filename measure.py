@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from models import SparseMask, connectivity
 from models.backbones import make_backbone
@@ -28,6 +27,7 @@ from utils.options import (
     check_size,
     require_options,
 )
+from utils.progress import progress_bar
 from utils.runtime import Precision, explain_out_of_memory, peak_of_process, select_device
 
 WARM_UP = 5  # runs, at least; and half as many as are timed
@@ -119,7 +119,7 @@ def timed(call: Callable[[], None], runs: int) -> float:
     """Median seconds of `runs` calls, after a warm-up."""
     times = []
     warm_up = max(WARM_UP, runs // 2)
-    for i in tqdm(range(warm_up + runs), unit="run", desc="measure", dynamic_ncols=True, leave=False):
+    for i in progress_bar(range(warm_up + runs), unit="run", desc="measure", leave=False):
         start = time.perf_counter()
         call()
         if i >= warm_up:

@@ -8,9 +8,8 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from utils.errors import InputError, first_line
+from utils.progress import progress_bar
 
 BLOCK = 1 << 20  # bytes read at a time
 TIMEOUT = 60  # seconds without a byte
@@ -119,4 +118,4 @@ def _length(path):
 
 
 def _bar(total, title, initial=0):
-    return tqdm(desc=title, total=total, initial=initial, unit="B", unit_scale=True, unit_divisor=1024)
+    return progress_bar(desc=title, total=total, initial=initial, unit="B", unit_scale=True, unit_divisor=1024)

@@ -5,9 +5,8 @@ import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 from utils.errors import InputError, first_line
+from utils.progress import progress_bar
 
 
 def unpack(archive: str | Path, folder: str | Path) -> None:
@@ -42,7 +41,8 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
 def _extract(archive, folder):
     """Extracts all members, with a progress bar over the archive's bytes."""
     with open(archive, "rb") as raw, tarfile.open(fileobj=raw, mode="r:*") as tar, \
-            tqdm(desc=archive.name, total=archive.stat().st_size, unit="B", unit_scale=True, unit_divisor=1024) as bar:
+            progress_bar(desc=archive.name, total=archive.stat().st_size, unit="B", unit_scale=True,
+                         unit_divisor=1024) as bar:
         for member in tar:
             extract_safely(tar, member, folder)
             bar.update(raw.tell() - bar.n)

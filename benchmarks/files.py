@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from benchmarks.plain_loading import plain_train_transform
 from benchmarks.timing import median_times
@@ -16,6 +15,7 @@ from demo.draw_demo import write_scene
 from models import SparseMask, connectivity
 from utils.errors import InputError
 from utils.parallel import run_parallel
+from utils.progress import progress_bar
 from utils.tensor_files import save_file
 from VOC12.image_io import read_image
 from VOC12.index_png import read_label
@@ -81,7 +81,7 @@ def evaluation(device):
         found[name] = [line for line in done.stdout.splitlines() if line.startswith("mIoU")]
 
     times = {name: [] for name in commands}
-    for _ in tqdm(range(3), desc="evaluation", leave=False, dynamic_ncols=True):
+    for _ in progress_bar(range(3), desc="evaluation", leave=False):
         for name in commands:
             start = time.perf_counter()
             call(name)

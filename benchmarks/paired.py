@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from benchmarks.timing import machine, milliseconds, print_table
+from utils.progress import progress_bar
 from utils.runtime import peak_of_process
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,7 +76,7 @@ def compare(before: dict, now: dict, kind: str, low: bool, rounds: int) -> tuple
     """(seconds before, seconds now, ratio before / now): medians over the rounds."""
     work = [make_work(version, kind, low) for version in (before, now)]
     times = [[], []]
-    for i in tqdm(range(-3, rounds), desc=kind, leave=False, dynamic_ncols=True):
+    for i in progress_bar(range(-3, rounds), desc=kind, leave=False):
         for which in ((0, 1) if i % 2 else (1, 0)):
             start = time.perf_counter()
             work[which]()

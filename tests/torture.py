@@ -25,6 +25,9 @@ from utils.run_folder import BEST
 
 EPOCHS, ITERATIONS, SAVE_INTERVAL = 4, 12, 2
 LAST = f"checkpoint_{ITERATIONS}.pth.tar"
+# Runs a script whose progress, in a file, has a line for each step instead of one a minute.
+EVERY_STEP = ("import runpy, sys, utils.progress; utils.progress.INTERVAL = 0; del sys.argv[0]; "
+              "runpy.run_path(sys.argv[0], run_name='__main__')")
 KINDS = {"search": ["--search"], "train": ["--mask_path", "published"]}
 
 
@@ -35,10 +38,10 @@ def command(kind, data, out):
 
 
 def start(arguments, screen):
-    """Starts a command in a process group of its own; what it prints goes to the file `screen`."""
+    """Starts a command in a process group of its own; what it prints, progress at every step, goes to `screen`."""
     with open(screen, "w") as file:
-        return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, stdout=file, stderr=file,
-                                start_new_session=True)
+        return subprocess.Popen([sys.executable, "-c", EVERY_STEP, *map(str, arguments)], cwd=ROOT, stdout=file,
+                                stderr=file, start_new_session=True)
 
 
 def shown_iteration(screen):

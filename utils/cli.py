@@ -40,9 +40,11 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
 def explain(error: InputError, parser: argparse.ArgumentParser) -> str:
     """The error in one line, with the command's option for the parameter that it is about."""
     message = " ".join(str(error).splitlines())
-    name = OPTION_NAMES.get(error.about, error.about)
-    options = [action.option_strings[-1] for action in parser._actions if action.dest == name and action.option_strings]
-    return message + (f" ({options[0]})" if options and options[0] not in message else "")
+    abouts = error.about if isinstance(error.about, tuple) else (error.about,)
+    names = [OPTION_NAMES.get(about, about) for about in abouts]
+    options = [action.option_strings[-1] for name in names for action in parser._actions
+               if action.dest == name and action.option_strings and action.option_strings[-1] not in message]
+    return message + (f" ({', '.join(options)})" if options else "")
 
 
 class DetachableStream:
@@ -77,6 +79,25 @@ class DetachableStream:
                 raise
 
 
+def replace_closed_streams() -> None:
+    """Opens os.devnull in the place of a standard stream that is closed, as by a shell's `2>&-`.
+
+    Python has None for it. And the next file that is opened would get its number, with what C libraries print there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)  # by processes that this one starts
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+
+
 @contextlib.contextmanager
 def warnings_as_lines(write: Callable[[str], None] = lambda line: tqdm.write(line, file=sys.stderr)) -> Iterator[None]:
     """Within it every InputWarning becomes a line, "warning: ...", for `write`; other warnings appear as before."""
@@ -100,8 +121,9 @@ def run_command(main: Callable[[argparse.Namespace], int | None], parser: argpar
     """Parses `argv` (see `parse`), runs `main(args)` and exits with what it returns (None is 0).
 
     An InputError prints one line and exits with 2, as argparse does for a wrong flag. Ctrl-C exits with 130, and a
-    command whose standard output was lost with 1.
+    command whose standard output was lost with 1; one that was started without a standard stream does without it.
     """
+    replace_closed_streams()
     several = os.environ.get("WORLD_SIZE", "1") != "1"  # processes of torchrun
     sys.stdout, sys.stderr = DetachableStream(sys.stdout), DetachableStream(sys.stderr)
     try:

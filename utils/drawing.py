@@ -1,12 +1,21 @@
 """Drawings with matplotlib: the architecture (paper figure 3), the strengths (figure 4), and the strengths over time.
 
-Each function returns a Figure; nothing here is global, so it works in a training run as well as in draw.py.
+Each function returns a Figure; nothing here is global, so it works in a training run as well as in draw.py. Pictures do
+not depend on the user's settings of matplotlib: not on a backend, which is for windows, nor on a matplotlibrc.
 """
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps, rc_context
+
+try:  # without MPLBACKEND: a notebook sets one that only its own Python has, and then this import would fail
+    backend = os.environ.pop("MPLBACKEND", None)
+    import matplotlib
+finally:
+    if backend is not None:
+        os.environ["MPLBACKEND"] = backend
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -25,11 +34,20 @@ WIDTH, HEIGHT = 1.5, 0.56  # of a box
 FEW = 40  # strengths that are written out as numbers
 
 
+@contextlib.contextmanager
+def default_style() -> Iterator[None]:
+    """Within it matplotlib has its own settings, whatever a matplotlibrc says. A decorator too."""
+    defaults = matplotlib.rcParamsDefault.items()
+    with matplotlib.rc_context({name: value for name, value in defaults if not name.startswith("backend")}):
+        yield
+
+
 def source_colour(source: int, num_sources: int) -> str | tuple:
     """A colour for each source; those beside each other differ clearly up to ten, and none is grey."""
-    return COLOURS[source] if num_sources <= len(COLOURS) else colormaps["turbo"](source / (num_sources - 1))
+    return COLOURS[source] if num_sources <= len(COLOURS) else matplotlib.colormaps["turbo"](source / (num_sources - 1))
 
 
+@default_style()
 def draw_architecture(connectivity: np.ndarray, channels: Sequence[int], strides: Sequence[int], depth: int,
                       num_classes: int | None = None, title: str | None = None) -> Figure:
     """The network of a connectivity bool (L, L, 2), finest stage on top.
@@ -130,6 +148,7 @@ def port(here: int, edges: Sequence[tuple], other: int, outgoing: bool) -> float
     return (ends.index(other) / (len(ends) - 1) - 0.5) * HEIGHT * 0.75
 
 
+@default_style()
 def draw_strengths(strengths: Sequence[np.ndarray], threshold: float = DEFAULT_THRESHOLD,
                    title: str | None = None) -> Figure:
     """The strengths, L arrays (l+1, 2): a row a stage, a column a source, dark is 1; numbers where few are left."""
@@ -160,6 +179,7 @@ def draw_strengths(strengths: Sequence[np.ndarray], threshold: float = DEFAULT_T
     return figure
 
 
+@default_style()
 def draw_strengths_over_time(names: Sequence[str], iterations: np.ndarray, values: np.ndarray,
                              threshold: float = DEFAULT_THRESHOLD, title: str | None = None) -> Figure:
     """How each strength went: a panel a stage. names: "D[l]<-SOURCE", values (T, names), as in strengths.csv.
@@ -198,6 +218,7 @@ def draw_strengths_over_time(names: Sequence[str], iterations: np.ndarray, value
     return figure
 
 
+@default_style()
 def to_array(figure: Figure) -> np.ndarray:
     """The figure as a picture: uint8 (3, H, W)."""
     figure.set_dpi(DPI)
@@ -206,10 +227,12 @@ def to_array(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].transpose(2, 0, 1).copy()
 
 
+@default_style()
 def save(figure: Figure, path: Path) -> list[Path]:
     """The figure as SVG, its text as text, and as PNG: `path` without suffix. Returns both paths."""
     paths = [path.with_name(path.name + suffix) for suffix in (".svg", ".png")]
     for target in paths:
-        with write_atomically(target) as temporary, rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}):
+        with write_atomically(target) as temporary, \
+                matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}):
             figure.savefig(temporary, dpi=DPI * 1.5, metadata={"Date": None} if target.suffix == ".svg" else None)
     return paths

@@ -12,16 +12,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from tqdm import tqdm
-
 from utils.errors import InputError
+from utils.progress import progress_bar
 
 TASKS_PER_WORKER = 16  # below this, starting one more process costs more than it saves
 MOST_WORKERS = 61  # what Windows can wait for
 MOST_DEATHS = 20  # in a row; more than that, and the files are not the reason
 DIED = ("the process that read it died twice: the file is damaged, or memory ran out; get the file again, or run again "
         "with fewer processes")
-
 
 
 def _positive(text: str) -> int:
@@ -55,7 +53,7 @@ def run_parallel(function: Callable, tasks: dict[str, tuple], title: str, worker
     separate = workers > 1 or may_crash
     outcomes = _in_processes(function, tasks, workers) if separate else _in_this_process(function, tasks)
     with contextlib.closing(outcomes):
-        for name, result, sentence in tqdm(outcomes, desc=title, total=len(tasks), unit="file"):
+        for name, result, sentence in progress_bar(outcomes, desc=title, total=len(tasks), unit="file"):
             if sentence is None:
                 found[name] = result
             else:

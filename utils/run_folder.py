@@ -80,8 +80,6 @@ class RunFolder:
         self.curves = Curves(self.path, resume_at)
         with explain_write_error(self.path):
             self.log_file = open(self.path / "log.txt", "a", encoding="utf-8")
-        for note in self.curves.notes:
-            self.log(note)
 
     def log(self, message: str) -> None:
         """A line in log.txt, and on the screen above the progress bar."""
@@ -110,11 +108,9 @@ class RunFolder:
 
     def save(self, content: Mapping, is_best: bool) -> None:
         """Writes the curves, then the checkpoint of content["iter"], which states that they are there."""
-        try:
-            self.curves.flush()
-        finally:  # the checkpoint matters more than the curves
-            self._save_checkpoint(content, is_best)
-            self.saved_at = content["iter"]
+        self.curves.flush()
+        self._save_checkpoint(content, is_best)
+        self.saved_at = content["iter"]
 
     def _save_checkpoint(self, content: Mapping, is_best: bool) -> None:
         """Writes checkpoint_ITER.pth.tar, and before it checkpoint_best.pth.tar if it is the best.

@@ -18,6 +18,8 @@ from utils.distributed import ProcessGroup
 from utils.errors import InputError, StepInterrupted, first_line
 from VOC12.transforms import Sample, to_network
 
+START_SCALE = 2.0 ** 16  # of the loss, in float16
+LEAST_SCALE = 2.0 ** -16  # gradients that overflow even with this one always do
 TYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -80,7 +82,7 @@ class Precision:
         self.low = TYPES[name] if name in ("float16", "bfloat16") else None
         self.dtype = torch.float64 if name == "float64" else torch.float32
         self.device = device
-        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "float16")
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=START_SCALE, enabled=name == "float16")
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context for a forward pass and its loss."""
