@@ -27,6 +27,12 @@ class Sample(NamedTuple):
     inside: torch.Tensor
 
 
+def size_pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """A size in pixels, one number (a square) or (height, width) -> (height, width)."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
 def draw_offset(scaled: int, crop: int, rng: np.random.Generator) -> int:
     """Where the crop starts, in pixels: anywhere in a larger image; negative in a smaller one, padded on both sides."""
     return int(rng.integers(0, scaled - crop + 1)) if scaled > crop else -((crop - scaled) // 2)
@@ -60,43 +66,44 @@ def place(image: np.ndarray, label: np.ndarray, size: Sequence[int], top: int, l
 
 
 class TrainTransform:
-    """Random scale, crop of crop_size x crop_size pixels, mirror half the time: (image, label, rng) -> Sample."""
+    """Random scale, crop of `crop_size` pixels (see size_pair), mirror half the time: (image, label, rng) -> Sample."""
 
-    def __init__(self, crop_size: int):
-        self.crop_size = crop_size
+    def __init__(self, crop_size: int | Sequence[int]):
+        self.crop_size = size_pair(crop_size)
 
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> Sample:
-        """image uint8 (H, W, 3), label uint8 (H, W) -> Sample of crop_size x crop_size pixels."""
+        """image uint8 (H, W, 3), label uint8 (H, W) -> Sample of crop_size pixels."""
         scale, crop = rng.choice(SCALES), self.crop_size
         scaled = [max(1, round(scale * length)) for length in label.shape]
-        offsets = [draw_offset(length, crop, rng) for length in scaled]
+        offsets = [draw_offset(*lengths, rng) for lengths in zip(scaled, crop, strict=True)]
         mirrored = rng.random() < 0.5
-        shown = [(max(offset, 0), min(offset + crop, length)) for offset, length in zip(offsets, scaled, strict=True)]
+        shown = [(max(offset, 0), min(offset + cropped, length))
+                 for offset, cropped, length in zip(offsets, crop, scaled, strict=True)]
         rows, columns = (slice(*limits) for limits in shown)
         image = resize_image(image, scaled)[rows, columns]
         y, x = (nearest(*limits, old, new) for limits, old, new in zip(shown, label.shape, scaled, strict=True))
         label = label[y].take(x, axis=1)
         top, left = (max(-offset, 0) for offset in offsets)
         if mirrored:
-            image, label, left = image[:, ::-1], label[:, ::-1], crop - left - label.shape[1]
-        return place(image, label, (crop, crop), top, left)
+            image, label, left = image[:, ::-1], label[:, ::-1], crop[1] - left - label.shape[1]
+        return place(image, label, crop, top, left)
 
     def empty(self) -> Sample:
         """A batch without samples."""
-        return Sample(torch.empty(0, self.crop_size, self.crop_size, 3, dtype=torch.uint8),
-                      torch.empty(0, self.crop_size, self.crop_size, dtype=torch.uint8),
+        return Sample(torch.empty(0, *self.crop_size, 3, dtype=torch.uint8),
+                      torch.empty(0, *self.crop_size, dtype=torch.uint8),
                       torch.empty(0, 4, dtype=torch.int64))
 
 
 class EvalTransform:
-    """No scaling, no cropping; padded equally on both sides to at least min_size x min_size pixels."""
+    """No scaling, no cropping; padded equally on both sides to at least `min_size` pixels (see size_pair)."""
 
-    def __init__(self, min_size: int):
-        self.min_size = min_size
+    def __init__(self, min_size: int | Sequence[int]):
+        self.min_size = size_pair(min_size)
 
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator | None = None) -> Sample:
         """image uint8 (H, W, 3), label uint8 (H, W) -> Sample."""
-        size = tuple(max(length, self.min_size) for length in label.shape)
+        size = tuple(map(max, label.shape, self.min_size))
         return place(image, label, size, *((new - old) // 2 for new, old in zip(size, label.shape, strict=True)))
 
 

@@ -49,6 +49,9 @@ def make_files(root):
     (root / "empty").write_text("")
     (root / "folder").mkdir()
 
+    (root / "void").mkdir()
+    for i in range(7):
+        Image.fromarray(np.full((70, 76), 255, np.uint8)).save(root / f"void/n{i}.png")
     odd = root / "odd"  # and harmless
     odd.mkdir()
     Image.new("CMYK", (76, 70)).save(odd / "n5.jpg")
@@ -113,7 +116,8 @@ def make_lists(root):
     """Lists of image names."""
     for name, text in {"empty.txt": "", "blank.txt": "\n  \n\n", "unknown.txt": "n5\nmissing\n", "up.txt": "../n5\n",
                        "absolute.txt": "/etc/passwd\n", "drive.txt": "C:\\n5\n", "control.txt": "n5\x07\n",
-                       "two_names.txt": "a\nb\n", "long.txt": "a" * 300, "colour.txt": "colour\n"}.items():
+                       "two_names.txt": "a\nb\n", "long.txt": "a" * 300, "colour.txt": "colour\n",
+                       "columns.txt": "img/n5.jpg gt/n9.png\n", "colours.txt": "ground,1,2\n"}.items():
         (root / name).write_text(text)
     (root / "binary.txt").write_bytes(bytes(range(128, 256)))
     (root / "harmless.txt").write_bytes("\ufeffn5\r\n\r\n  n6  \r\nn5\r\n".encode())

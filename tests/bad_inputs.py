@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from bad_files import LONG_NAME, broken_archives, broken_images, broken_labels, broken_mats, make_files
 from helpers import TINY, call, folders
+from odd_files import CASES, REFUSED, prepare
 
 TRAIN, PRUNE, EVAL, PREDICT = "train_sparse_mask.py", "prune.py", "eval_sparse_mask.py", "predict.py"
 DRAW, MEASURE, EXPORT = "draw.py", "measure.py", "export.py"
@@ -70,6 +71,10 @@ def label_cases(lab):
     yield "the folder is a file", [*lab.evaluation, "--gt_path", lab.root / "empty"], "folder of labels"
     yield "a class beyond --n_class", [*lab.new, "--n_class", 2], "value 2", "--n_class"
     yield "a colour that is none of VOC's", [*lab.labels, lab.root / "colour.txt", out], "(1, 2, 3)", "VOC's 22"
+    for what, word in (("colours.txt", "no name with a colour"), ("nowhere.txt", "does not exist"),
+                       ("binary.txt", "not UTF-8"), ("empty", "has no class")):
+        yield f"--colours {what}", [*lab.labels, lab.data / "val.txt", out, "--colours", lab.root / what], word
+    yield "void everywhere, to train", [*lab.new, "--gt_path", lab.root / "void"], "nothing to learn", "--label_map"
     yield "no PNG to convert", [*lab.labels, lab.root / "unknown.txt", out], "no such file"
     yield "source and destination the same", [*lab.labels, lab.data / "val.txt", gt], "same folder"
 
@@ -89,8 +94,13 @@ def list_cases(lab):
                              ("a name too long", "a" * 300, "cannot be reached")):
         yield what, [*lab.evaluation, "--eval_list", lab.root / file], word
     yield "of training, a name without image", [*lab.new, "--training_list", lab.root / "unknown.txt"], "'missing'"
+    yield "two columns, the label missing", [*lab.evaluation, "--eval_list", lab.root / "columns.txt"], "gt/n9.png"
+    yield "the label has a suffix", [*lab.evaluation, "--gt_suffix", "_x.png"], "n5_x.png", "does not exist"
+    yield "the image has a suffix", [*lab.evaluation, "--im_suffix", "_x.png"], "no image of that name (_x.png)"
+    yield "of predict.py, a name without image", [*lab.prediction, "--list", lab.root / "unknown.txt", "--im_path",
+                                                  lab.data / "img"], "'missing'"
     yield "too few class names", [*lab.new, "--class_names", lab.root / "two_names.txt"], "2 class names", "3 classes"
-    yield "class names not UTF-8", [*lab.new, "--class_names", lab.root / "binary.txt"], "cannot be read as text"
+    yield "class names not UTF-8", [*lab.new, "--class_names", lab.root / "binary.txt"], "is not UTF-8 text"
     yield "of convert_labels.py, empty", [*lab.labels, lab.root / "empty.txt", lab.root / "out"], "is empty"
 
 
@@ -164,7 +174,8 @@ def checkpoint_cases(lab):
 
 
 def flag_cases(lab):
-    words = {"--n_class": "class", "--backbone_name": "backbone"}
+    words = {"--n_class": "class", "--backbone_name": "backbone", "--label_map": "label map",
+             "--class_weights": "weight"}
     for flag, *values in (("--n_class", 0, -3, "many", 256), ("--batch_size", 0, -1), ("--max_epoch", 0, 10 ** 27),
                           ("--depth", 0, 10 ** 6), ("--log_interval", 0), ("--eval_interval", 0),
                           ("--save_interval", -1), ("--lr", "nan", -1, "inf", "fast"), ("--decay", -1),
@@ -172,9 +183,10 @@ def flag_cases(lab):
                           ("--n_worker", -1, 10 ** 6), ("--seed", -1, 2 ** 64), ("--bn_momentum", 0, 2),
                           ("--strength_warmup", 1, -1), ("--beta_end", 0.5, "inf", 1e308), ("--type", "int8"),
                           ("--gpu", -2), ("--backbone_name", "vgg", "torch.nn:Linear", "no.such:Thing", ".:x"),
-                          ("--strengths", "soft"), ("--no_such_flag", 1)):
+                          ("--strengths", "soft"), ("--no_such_flag", 1), ("--label_map", "3", "1:7", "1:0,1:2", ","),
+                          ("--class_weights", lab.root / "two_names.txt", lab.root / "nowhere.txt")):
         for value in values:
-            yield f"{flag} {value}", [*lab.new, flag, value], words.get(flag, flag.strip("-"))
+            yield f"{flag} {getattr(value, 'name', value)}", [*lab.new, flag, value], words.get(flag, flag.strip("-"))
     yield "neither --search nor --mask_path", [TRAIN, *TINY, *lab.lists], "--search", "--mask_path"
     yield "--search and --mask_path", [*lab.new, "--search"], "--mask_path"
     yield "--ft_model without a file", [TRAIN, *TINY, *lab.lists, "--ft_model"], "--ft_model"
@@ -200,6 +212,10 @@ def flag_cases(lab):
                                  ([MAT, "--sbd_path", lab.root], "--workers", 0),
                                  ([*lab.prepare, lab.root], "--trainaug_count", "all")):
         yield f"{command[0]} {flag} {value}", [*command, flag, value], flag.strip("-")
+    yield "--crop_size of three numbers", [*lab.new, "--crop_size", 64, 64, 64], "3 numbers"
+    yield "predict.py --tile 10", [*image, "--tile", 10], "tile"
+    yield "predict.py without images", lab.prediction, "no image is given"
+    yield "predict.py with images and a list", [*image, "--list", lab.data / "val.txt"], "not both"
     yield "predict.py ''", [*image, ""], "images is empty"
     yield "measure.py --size 8 64", [MEASURE, "unet", "--size", 8, 64], "--size is 8"
     yield "export.py --out n.tflite", [*lab.export, lab.root / "n.tflite"], ".onnx or .pt2"
@@ -217,6 +233,32 @@ def harmless(root):
             [*lab.evaluation, "--eval_list", root / "harmless.txt"],
             "CMYK and 16-bit images": [*lab.evaluation, "--im_path", root / "odd"],
             "images of 1x1 and 5x3": [*lab.prediction, root / "dot.png", root / "grey_alpha.png"]}
+
+
+def odd(root):
+    """{what: (command, exit code, word)}: the odd files of odd_files.py, made in `root`, to what reads them."""
+    lab, commands = Lab(root), {}
+    for number, case in enumerate(CASES):
+        folder = root / f"odd{number}"
+        folder.mkdir()
+        prepare(folder)
+        case.write(folder)
+        files = ["--im_path", folder / "img", "--gt_path", folder / "gt", "--eval_list", folder / "list.txt"]
+        suffixes = case.options.get("naming")
+        options = ["--im_suffix", suffixes[0], "--gt_suffix", suffixes[1]] if suffixes else []
+        options += ["--label_map", case.options["rules"]] if "rules" in case.options else []
+        evaluated = [*lab.evaluation, *files, *options]
+        commands[f"{case.what}, eval_sparse_mask.py"] = evaluated, 2 if case.label is None else 0, case.said or "mIoU"
+        if case.predict:
+            code = 1 if case.image is None else 0
+            commands[f"{case.what}, predict.py"] = [*lab.prediction, folder / "img"], code, ""
+        if case.convert:
+            convert = [LABELS, "--workers", 1, folder / "gt", folder / "list.txt", folder / "out"]
+            if case.colours:
+                (folder / "colours.txt").write_text(case.colours)
+                convert += ["--colours", folder / "colours.txt"]
+            commands[f"{case.what}, convert_labels.py"] = convert, 1 if case.convert == REFUSED else 0, ""
+    return commands
 
 
 def wrong(case, outcome):
@@ -248,6 +290,10 @@ def print_table(root):
     for what, command in harmless(root).items():
         assert call(*command).code == 0, what
         print(f"| harmless | {what} | 0 | (it works) |")
+    for what, (command, code, word) in odd(root).items():
+        outcome = call(*command)
+        assert outcome.code == code and word in outcome.text, (what, outcome)
+        print(f"| odd | {what} | {code} | {outcome.text.splitlines()[0].replace(f'{root}/', '')} |")
     assert not made_by_hostile_files(root)
     print(f"\n{sum(counts.values())} bad inputs: {', '.join(f'{n} {kind}' for kind, n in counts.items())}; "
           f"hostile files ran nothing, and nothing was written outside")

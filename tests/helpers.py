@@ -138,7 +138,7 @@ class Outcome(NamedTuple):
 def call(script, *arguments):
     """A command in this process, which saves the seconds that a process of its own takes to start.
 
-    Returns its Outcome, without frames of progress bars. A bug is raised, as the command's traceback would show it.
+    Returns its Outcome, without lines of progress. A bug is raised, as the command's traceback would show it.
     """
     from utils.cli import explain, parse, warnings_as_lines
     from utils.errors import InputError

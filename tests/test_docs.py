@@ -1,4 +1,7 @@
-"""The links of the documentation: every file and anchor exists, and every line number points to what it names."""
+"""The links of the documentation: every file and anchor exists, and every line number points to what it names.
+
+    python tests/test_docs.py     corrects the line numbers
+"""
 import re
 
 import pytest
@@ -31,3 +34,20 @@ def test_links_lead_somewhere(page):
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_bytes()) <= 14_000
+
+
+def refreshed(page):
+    """The text of a page with the present line numbers of what its links name."""
+    def current(match):
+        file = page.parent / match[2]
+        if not match[2].endswith(".py") or not re.fullmatch(r"L\d+", match[3] or ""):
+            return match[0]
+        lines = file.read_text(encoding="utf-8").splitlines()
+        found = [n for n, line in enumerate(lines, start=1) if re.match(rf"(def|class) {match[1].strip('`')}\b", line)]
+        return f"[{match[1]}]({match[2]}#L{found[0]})" if found else match[0]
+    return LINK.sub(current, page.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    for path in PAGES:
+        path.write_text(refreshed(path), encoding="utf-8")

@@ -1,15 +1,16 @@
-"""The floors: utils' errors, files, parallel < models < VOC12 < the rest of utils < scripts, demo, benchmarks."""
+"""The floors: utils' errors, files, parallel, progress < models < VOC12 < the rest of utils < the scripts and so on."""
 import ast
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-GROUND = ("utils/errors.py", "utils/files.py", "utils/parallel.py", "utils/__init__.py")
+GROUND = ("utils/errors.py", "utils/files.py", "utils/parallel.py", "utils/progress.py", "utils/__init__.py")
 FOLDERS = {"models": 1, "VOC12": 2, "utils": 3}
 SCRIPTS = 4
 FILES = [path.relative_to(ROOT).as_posix() for folder in (".", *FOLDERS, "demo", "benchmarks")
          for path in sorted((ROOT / folder).glob("*.py"))]
-COMMAND_LINE = ("utils/cli.py", "utils/options.py", "utils/train_options.py")  # these are about options
+# These are about options.
+COMMAND_LINE = ("utils/cli.py", "utils/data_options.py", "utils/options.py", "utils/train_options.py")
 FLAG = re.compile(r"(?<![\w-])--[a-z_]+")
 
 

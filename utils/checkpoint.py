@@ -18,6 +18,7 @@ from utils.tensor_files import check_tensor, load_file
 from VOC12.labels import VOID
 
 CONNECTION = re.compile(r"decoders\.Decoders_(\d{1,3})\.(down|up)_convs\.(\d{1,3})\.(.+)")
+HEAD = "fc_conv."
 STAGE_NORM = re.compile(r"decoders\.Decoders_\d{1,3}\.bn\.weight")
 # The parts that it takes to rebuild a network, and their names of this program.
 PARTS = {"backbone": BACKBONES, "connection": CONNECTIONS, "fusion": FUSIONS, "head": HEADS, "strengths": STRENGTHS}
@@ -87,16 +88,22 @@ class Checkpoint:
                                      f"the option out or give the right file", about=kind)
         self.trusted.update(self.own_parts.values())
 
-    def build(self) -> FullyDenseNetwork | SparseMask:
-        """The network with its weights. Raises InputError if they do not fit, or for a part that the user did not name.
+    def build(self, num_classes: int | None = None) -> FullyDenseNetwork | SparseMask:
+        """The network with its weights; for another number of classes its head starts anew.
+
+        Raises InputError if the weights do not fit, or for a part that the user did not name.
         """
         for kind, name in self.own_parts.items():
             if name not in self.trusted:
                 raise InputError(f"the checkpoint {self.path} uses the {kind} {name!r}, which has to be imported; "
                                  f"name it first (require_parts)", about=kind)
-        sizes = {"depth": self.depth, "num_classes": self.num_classes, **self.parts}
+        sizes = {"depth": self.depth, "num_classes": num_classes or self.num_classes, **self.parts}
         network = FullyDenseNetwork(**sizes) if self.kind == "search" else SparseMask(self.connectivity, **sizes)
-        load_weights(network, self.state, self.path)
+        state = self.state
+        if network.num_classes != self.num_classes:
+            heads = ((name, value) for name, value in network.state_dict().items() if name.startswith(HEAD))
+            state = {**{name: value for name, value in state.items() if not name.startswith(HEAD)}, **dict(heads)}
+        load_weights(network, state, self.path)
         return network
 
 
@@ -126,7 +133,7 @@ def read_checkpoint(path: str) -> Checkpoint:
     connections = [match for match in map(CONNECTION.fullmatch, state) if match]
     model = content.get("model") if isinstance(content, dict) else None
     model = model if isinstance(model, dict) else {}
-    if not connections or not any(name.startswith("fc_conv.") for name in state):
+    if not connections or not any(name.startswith(HEAD) for name in state):
         hint = "it looks like encoder weights" if "conv1.weight" in state else "it contains no network of this program"
         raise InputError(f"{path} is no checkpoint of a search or a training: {hint}; "
                          f"give a checkpoint_ITER.pth.tar that train_sparse_mask.py wrote")

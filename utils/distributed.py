@@ -84,14 +84,15 @@ class ProcessGroup:
         return tensor
 
     def loss_divisor(self, count: torch.Tensor) -> torch.Tensor:
-        """This process's number of counted pixels -> what its summed loss has to be divided by.
+        """This process's number of counted pixels, or the sum of their weights -> the divisor of its summed loss.
 
         Then the mean of the processes' gradients, which DistributedDataParallel takes, is the gradient of the mean over
         the whole batch.
         """
         if self.size == 1:
-            return count.clamp(min=1)
-        return self.all_reduce(count.clone()).clamp(min=1) / self.size
+            return count + (count == 0)
+        count = self.all_reduce(count.clone())
+        return (count + (count == 0)) / self.size
 
     def wrap(self, network: nn.Module) -> Callable:
         """What to call in training: the network, or DistributedDataParallel around it.

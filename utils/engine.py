@@ -1,5 +1,6 @@
 """The loops: one step, one epoch, one run, one evaluation. Nothing here knows the command line."""
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -8,11 +9,11 @@ import torch
 from torch import nn
 
 from models.inference import for_inference
-from models.losses import pixel_cross_entropy, resize_logits, total_sparse_loss
+from models.losses import count_pixels, pixel_cross_entropy, resize_logits, total_sparse_loss
 from utils.distributed import ALONE, ProcessGroup
 from utils.metrics import Scores, confusion_matrix, scores
 from utils.run import NotFinite, TrainingState
-from utils.runtime import Precision
+from utils.runtime import LEAST_SCALE, Precision
 from VOC12.labels import VOID
 from VOC12.loading import batches, join_equal
 
@@ -32,34 +33,40 @@ class Losses:
 
 def search_losses(network: nn.Module, image: torch.Tensor, label: torch.Tensor, sparse_weight: float,
                   regularizer: Callable = total_sparse_loss, forward: Callable | None = None,
-                  pixels: torch.Tensor | None = None) -> tuple[Losses, torch.Tensor]:
+                  pixels: torch.Tensor | None = None,
+                  class_weights: torch.Tensor | None = None) -> tuple[Losses, torch.Tensor]:
     """Forward pass and losses of the supernet. Returns (Losses, logits of the label's size).
 
     image (N, 3, H, W), label int64 (N, H, W). forward: what is called instead of the network, DistributedDataParallel
-    around it; pixels: see pixel_cross_entropy; regularizer: strengths -> scalar.
+    around it; pixels, class_weights: see pixel_cross_entropy; regularizer: strengths -> scalar.
     """
     strengths = network.draw_strengths()  # once: the forward pass and the regularizer see the same noise
     logits = resize_logits((forward or network)(image, strengths), label)
-    task, sparse = pixel_cross_entropy(logits, label, pixels), regularizer(strengths)
+    task, sparse = pixel_cross_entropy(logits, label, pixels, class_weights=class_weights), regularizer(strengths)
     return Losses(task + sparse_weight * sparse, task, sparse), logits
 
 
 def train_losses(network: nn.Module, image: torch.Tensor, label: torch.Tensor, forward: Callable | None = None,
-                 pixels: torch.Tensor | None = None) -> tuple[Losses, torch.Tensor]:
+                 pixels: torch.Tensor | None = None,
+                 class_weights: torch.Tensor | None = None) -> tuple[Losses, torch.Tensor]:
     """Forward pass and loss of a SparseMask, as in search_losses. Returns (Losses, logits of the label's size)."""
     logits = resize_logits((forward or network)(image), label)
-    task = pixel_cross_entropy(logits, label, pixels)
+    task = pixel_cross_entropy(logits, label, pixels, class_weights=class_weights)
     return Losses(task, task), logits
 
 
 def train_step(network: nn.Module, image: torch.Tensor, label: torch.Tensor, compute_losses: Callable,
-               optimizer: torch.optim.Optimizer, precision: Precision,
-               group: ProcessGroup = ALONE) -> tuple[Losses, torch.Tensor]:
+               optimizer: torch.optim.Optimizer, precision: Precision, group: ProcessGroup = ALONE,
+               class_weights: torch.Tensor | None = None) -> tuple[Losses, torch.Tensor]:
     """One optimizer step of all processes, each with its share of the batch.
 
     Returns (Losses of the whole batch, predictions int64 (N, H, W)). Raises NotFinite before the weights change.
+    With float16 the scaler skips the update where gradients overflow: weights, strengths and momentum stay as they are.
+    The statistics of BN are updated, for the forward pass was a valid one.
     """
-    pixels = group.loss_divisor((label != VOID).sum())
+    pixels = group.loss_divisor(count_pixels(label, VOID, class_weights))
+    if class_weights is not None:
+        compute_losses = functools.partial(compute_losses, class_weights=class_weights)
     # An empty share runs uncompiled: the compiler's strides of the gradients are wrong for it (PyTorch 2.14, CPU).
     stance = contextlib.nullcontext() if len(image) else torch.compiler.set_stance("force_eager")
     with precision.autocast(), stance:
@@ -71,6 +78,8 @@ def train_step(network: nn.Module, image: torch.Tensor, label: torch.Tensor, com
     precision.scaler.scale(losses.total).backward()
     precision.scaler.step(optimizer)
     precision.scaler.update()
+    if precision.scaler.get_scale() < LEAST_SCALE:
+        raise NotFinite("the gradients overflow with every scale of the loss")
     if hasattr(network, "clamp_strengths"):
         network.clamp_strengths()
     return whole, logits.detach().argmax(1)
@@ -101,17 +110,25 @@ class Trainer:
 
     compute_losses: search_losses or train_losses, with what else they need bound. save(state, is_best) writes a
     checkpoint. eval_interval: epochs between two evaluations; save_interval: iterations between two checkpoints inside
-    an epoch, 0 for none. watcher: where there is none, nothing is displayed or logged.
+    an epoch, 0 for none. eval_loader: None for no evaluation. watcher: where there is none, nothing is displayed or
+    logged. class_weights: of the loss.
     """
 
-    def __init__(self, state: TrainingState, compute_losses: Callable, train_loader: Iterable, eval_loader: Iterable,
-                 save: Callable, eval_interval: int = 1, save_interval: int = 0, watcher: Watcher | None = None,
-                 group: ProcessGroup = ALONE):
+    def __init__(self, state: TrainingState, compute_losses: Callable, train_loader: Iterable,
+                 eval_loader: Iterable | None, save: Callable, eval_interval: int = 1, save_interval: int = 0,
+                 watcher: Watcher | None = None, group: ProcessGroup = ALONE,
+                 class_weights: torch.Tensor | None = None):
+        self.class_weights = class_weights
         self.state, self.compute_losses, self.precision, self.group = state, compute_losses, state.precision, group
         self.train_loader, self.eval_loader = train_loader, eval_loader
         self.eval_interval, self.save_interval, self.write = eval_interval, save_interval, save
         self.watcher = watcher or Watcher()
         self.epoch_length = len(train_loader.batch_sampler)
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """How many epochs are done, and how many iterations of the next one."""
+        return divmod(self.state.iteration + self.state.shift, self.epoch_length)
 
     def run(self, stop: Callable[[], bool]) -> bool:
         """Runs to the end, or until stop() in any process, and saves. Returns whether the end was reached."""
@@ -130,7 +147,7 @@ class Trainer:
     def run_epoch(self, stop: Callable[[], bool]) -> None:
         """The steps of the rest of an epoch. Raises NotFinite, naming the iteration."""
         state, sampler = self.state, self.train_loader.batch_sampler
-        sampler.epoch, sampler.start = divmod(state.iteration, self.epoch_length)
+        sampler.epoch, sampler.start = self.position
         if sampler.start == 0:
             state.train_confusion.zero_()
         state.network.train()
@@ -141,14 +158,14 @@ class Trainer:
             image, label = self.precision.batch(sample)
             try:
                 losses, prediction = train_step(state.network, image, label, self.compute_losses, state.optimizer,
-                                                self.precision, self.group)
+                                                self.precision, self.group, self.class_weights)
             except NotFinite as error:
                 raise NotFinite(f"{error} at iteration {state.iteration + 1}") from None
             state.iteration += 1
             state.train_confusion += self.group.all_reduce(
                 confusion_matrix(prediction, label, state.network.num_classes))
             self.watcher.on_step(state, losses)
-            inside_epoch = state.iteration % self.epoch_length != 0  # at its end it is saved anyway
+            inside_epoch = self.position[1] != 0  # at its end it is saved anyway
             if self.save_interval and state.iteration % self.save_interval == 0 and inside_epoch:
                 self.save()
 
@@ -162,9 +179,9 @@ class Trainer:
     def evaluate_if_due(self) -> None:
         """At the end of every eval_interval-th epoch and of the run: evaluates, and saves that it has."""
         state = self.state
-        epoch, rest = divmod(state.iteration, self.epoch_length)
+        epoch, rest = self.position
         due = state.iteration and rest == 0 and (state.finished or epoch % self.eval_interval == 0)
-        if due and state.evaluated_at != state.iteration:
+        if self.eval_loader is not None and due and state.evaluated_at != state.iteration:
             is_best = self.evaluate(epoch)
             state.evaluated_at = state.iteration
             self.save(is_best)
@@ -178,8 +195,8 @@ class Trainer:
                              lambda *image: self.watcher.on_eval_image(state, *image), group=self.group)
         result = scores(confusion).require_pixels()
         self.watcher.on_evaluation(state, epoch, result)
-        is_best = result.m_iou > state.best_m_iou
-        state.best_m_iou = max(state.best_m_iou, result.m_iou)
+        is_best = result.is_defined and result.m_iou > state.best_m_iou
+        state.best_m_iou = result.m_iou if is_best else state.best_m_iou
         return is_best
 
 

@@ -10,16 +10,19 @@ from models.inference import TestTimeAugmentation
 from models.losses import REGULARIZERS
 from models.mobilenet_v2 import MIN_SIZE
 from utils.checkpoint import PARTS, Checkpoint
+from utils.data_options import add_file_options
 from utils.errors import InputError
 from utils.parallel import count_cores
 from utils.runtime import TYPES
 from VOC12.labels import default_class_names, load_class_names
+from VOC12.transforms import size_pair
 
 RELEASED_WORKERS = 4
 RELEASED_SIZE = 513  # pixels that the released code pads validation images to
 MAX_SIZE = 8192  # pixels
 MIN_SCALE, MAX_SCALE = 0.1, 4.0
 MAX_NUMBER = 10 ** 9
+NO_LIST = "none"  # as --eval_list: no evaluation
 # The option of each part that can be exchanged, and what it is called in --help.
 PART_OPTIONS = {"backbone": ("backbone_name", "the encoder"), "connection": ("connection", "the connections"),
                 "fusion": ("fusion", "how a stage fuses its inputs"), "head": ("head", "the head"),
@@ -48,7 +51,10 @@ def add_data_options(parser: argparse._ActionsContainer, training: bool = False)
     if training:
         parser.add_argument("--training_list", default="VOC12/data/train_aug.txt",
                             help="names of the training images, one a line")
-    parser.add_argument("--eval_list", default="VOC12/data/val.txt", help="names of the images to evaluate, one a line")
+    parser.add_argument("--eval_list", default="VOC12/data/val.txt",
+                        help="names of the images to evaluate, one a line" +
+                             (f"; {NO_LIST}: no evaluation, the last checkpoint is the result" if training else ""))
+    add_file_options(parser, training)
     add_class_options(parser, from_checkpoint=not training)
     parser.add_argument("--n_worker", type=int, default=min(RELEASED_WORKERS, count_cores()), help="loader processes")
 
@@ -87,6 +93,17 @@ def own_part_options(parts: Mapping[str, str]) -> str:
     """What a printed command needs beside the checkpoint, where parts, by kind, are the user's own: see Checkpoint."""
     options = {**{kind: option for kind, (option, _) in PART_OPTIONS.items()}, "regularizer": "sparse_loss"}
     return "".join(f" --{options[kind]} {shlex.quote(name)}" for kind, name in parts.items() if is_own(name))
+
+
+def command_line(parser: argparse.ArgumentParser, settings: Mapping) -> str:
+    """The command whose options, by dest, are these settings. Those at their default are left out."""
+    words = ["python", parser.prog]
+    for action in parser._actions:
+        value = settings.get(action.dest, action.default)
+        if value is not None and value != action.default:
+            values = [] if value == action.const else value if isinstance(value, list) else [value]
+            words += [action.option_strings[-1], *map(str, values)]
+    return shlex.join(words)
 
 
 def option_if_given(args: argparse.Namespace, name: str) -> object:
@@ -130,12 +147,18 @@ def check_size(size: int, option: str) -> int:
     return size
 
 
-def padding_of(crop_size: int | None, checkpoint: Checkpoint) -> int:
-    """The size that smaller images are padded to: the option, else the training's, else the released one."""
+def check_crop_size(crop_size: int | Sequence[int]) -> tuple[int, int]:
+    """--crop_size -> (height, width). Raises InputError as check_size does."""
+    height, width = size_pair(crop_size)
+    return check_size(height, "--crop_size"), check_size(width, "--crop_size")
+
+
+def padding_of(crop_size: int | Sequence[int] | None, checkpoint: Checkpoint) -> tuple[int, int]:
+    """(height, width) that smaller images are padded to: the option, else the training's, else the released one."""
     if crop_size is None:
-        stored = checkpoint.settings.get("crop_size", RELEASED_SIZE)
-        crop_size = stored if isinstance(stored, int) else RELEASED_SIZE
-    return check_size(crop_size, "--crop_size")
+        stored = checkpoint.settings.get("crop_size")
+        crop_size = stored if fits(stored, int, several=2) else RELEASED_SIZE
+    return check_crop_size(crop_size)
 
 
 def class_names_of(file: str | None, num_classes: int, stored: Sequence[str] | None = None) -> list[str]:
@@ -143,6 +166,30 @@ def class_names_of(file: str | None, num_classes: int, stored: Sequence[str] | N
     if file:
         return load_class_names(file, num_classes)
     return stored or default_class_names(num_classes)
+
+
+def add_crop_option(parser: argparse._ActionsContainer, default: int | None, meaning: str) -> None:
+    """--crop_size: one number of pixels, a square, or height and width. An int, or a list of two that differ."""
+    parser.add_argument("--crop_size", type=pixels, nargs="+", action=StoreSize, metavar=("H", "W"), default=default,
+                        help=f"{meaning}; one number for a square, or height and width")
+
+
+def pixels(text: str) -> int:
+    """A word of the command line -> a number of pixels."""
+    try:
+        return int(text)
+    except ValueError:  # of predict.py it may be an image, since an option takes all words up to the next one
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of pixels; give one number or two, and file names "
+                                         f"before the options") from None
+
+
+class StoreSize(argparse.Action):
+    """Stores one number as it is, two equal ones as one, and two others as a list."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if len(values) > 2:
+            raise argparse.ArgumentError(self, f"{len(values)} numbers; give one (a square) or two: height and width")
+        setattr(namespace, self.dest, values[0] if len(set(values)) == 1 else values)
 
 
 def add_augmentation_options(parser: argparse._ActionsContainer) -> None:
@@ -177,12 +224,20 @@ def augmentation_of(scales: Sequence[float], flip: bool) -> Augmentation:
     return Augmentation(tuple(dict.fromkeys(scales)), flip)
 
 
+def fits(value: object, kind: type, several: int = 1) -> bool:
+    """Whether a value is of this type, or a list of `several` that are."""
+    if several > 1 and isinstance(value, list):
+        return len(value) == several and all(fits(each, kind) for each in value)
+    return isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+
+
 def check_settings(parser: argparse.ArgumentParser, settings: Mapping, path: str) -> None:
     """Raises InputError for a setting in a checkpoint that the command line would not take."""
     for action in parser._actions:
         value = settings.get(action.dest, action.default)
-        kind = bool if isinstance(action.const, bool) else action.type or str
-        fits = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
-        if not (fits and value in (action.choices or [value]) or value is None is action.default):
+        of_size = isinstance(action, StoreSize)
+        kind = bool if isinstance(action.const, bool) else int if of_size else action.type or str
+        fitting = fits(value, kind, several=2 if of_size else 1)
+        if not (fitting and value in (action.choices or [value]) or value is None is action.default):
             raise InputError(f"{path} cannot be resumed: its setting {action.dest} is {value!r}, which "
                              f"--{action.dest} does not take; resume another checkpoint")
