@@ -9,7 +9,7 @@ What sets a tile apart from the same place of the whole image, and what is done 
 - Resizes align corners, so their positions depend on the size of the whole map. They are computed from that size.
 
 So the logits are those of a single pass, up to rounding, if the margin exceeds half of the encoder's receptive field
-(MobileNetV2: 245 pixels) by what the decoder's resizes look beyond a place. docs/speed.md has what smaller ones cost.
+(MobileNetV2: 245 pixels) by what the decoder's resizes look beyond a place. docs/data.md has what smaller ones change.
 """
 import functools
 import math
