@@ -13,7 +13,7 @@ from models.layers import resize
 from models.tiling import TiledInference
 from utils.checkpoint import read_checkpoint
 from VOC12.image_io import read_image
-from VOC12.loading import collate
+from VOC12.loading import Loaded, collate
 from VOC12.transforms import EvalTransform, resize_image, to_network
 
 OVERLAPS = (32, 64, 128, 192, 256, 320, 384)
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("images", nargs="+")
     args = parser.parse_args()
     network, image = read_checkpoint(args.checkpoint).require("train").build(), mosaic(args.images)
-    x, label = to_network(collate([EvalTransform(1)(image, np.zeros(image.shape[:2], np.uint8))]), "cpu")
+    x, label = to_network(collate([Loaded(EvalTransform(1)(image, np.zeros(image.shape[:2], np.uint8)))]).sample, "cpu")
     size = label.shape[1:]
     single = resize(for_inference(network)(x), size)
     print(f"{size[1]}x{size[0]} pixels\n| overlap | logits, max | mean | probabilities, max | mean | other class |")

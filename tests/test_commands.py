@@ -292,18 +292,18 @@ def test_resuming_an_older_checkpoint_does_not_delete_later_ones(path, data, tmp
 
 @pytest.mark.slow
 def test_a_bad_file_found_late_costs_nothing_that_was_learned(data, tmp_path):
-    """A label of the eval list breaks: the epoch before it is saved, the log says why, and the run resumes."""
-    broken = tmp_path / "gt"
-    shutil.copytree(data / "gt", broken)
-    Image.new("L", (76, 70), 7).save(broken / "n6.png")
-    options = [*folders(data), "--gt_path", broken]
+    """An image of the eval list breaks: the epoch before it is saved, the log says why, and the run resumes."""
+    broken = tmp_path / "img"
+    shutil.copytree(data / "img", broken)
+    (broken / "n6.jpg").write_text("no image")
+    options = [*folders(data), "--im_path", broken]
     message = run("train_sparse_mask.py", "--mask_path", "fcn", *TINY, *options, "--max_epoch", 1,
                   "--exp_path", tmp_path / "runs", code=2)
     folder = only_run(tmp_path / "runs")
-    assert "n6.png has the value 7" in message and f"--resume {folder}" in message
-    assert "n6.png" in (folder / "log.txt").read_text()
+    assert "n6.jpg cannot be read" in message and f"--resume {folder}" in message
+    assert "n6.jpg" in (folder / "log.txt").read_text()
     assert (folder / "checkpoint_3.pth.tar").exists()
-    assert "done" in succeed("train_sparse_mask.py", "--resume", folder, "--gt_path", data / "gt")
+    assert "done" in succeed("train_sparse_mask.py", "--resume", folder, "--im_path", data / "img")
 
 
 def test_nothing_but_void_is_no_score(path, data, tmp_path):

@@ -9,7 +9,6 @@ import sys
 
 import pytest
 import torch
-from PIL import Image
 
 from helpers import ROOT, TINY, call, folders, only_run, random_batch
 from models import FullyDenseNetwork, SparseMask, connectivity
@@ -110,15 +109,15 @@ def test_a_stopped_run_is_resumed_by_another_number_of_processes(data, tmp_path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", ["train", "val"])
-def test_a_broken_label_in_one_process_stops_all_with_one_sentence(data, tmp_path, broken):
+def test_a_broken_image_in_one_process_stops_all_with_one_sentence(data, tmp_path, broken):
     """In training the last image of the list is read by either process, in evaluation by the second."""
-    shutil.copytree(data / "gt", tmp_path / "gt")
-    Image.new("L", (76, 70), 7).save(tmp_path / "gt" / ("n0.png" if broken == "train" else "n6.png"))
-    printed = run("train_sparse_mask.py", "--mask_path", "fcn", *TINY, *folders(data), "--gt_path", tmp_path / "gt",
+    shutil.copytree(data / "img", tmp_path / "img")
+    (tmp_path / "img" / ("n0.jpg" if broken == "train" else "n6.jpg")).write_text("no image")
+    printed = run("train_sparse_mask.py", "--mask_path", "fcn", *TINY, *folders(data), "--im_path", tmp_path / "img",
                   "--max_epoch", 3, "--exp_path", tmp_path / "runs", fails=True)
-    assert printed.count("has the value 7") == 1
+    assert printed.count("cannot be read") == 1
     folder = only_run(tmp_path / "runs")
-    assert "has the value 7" in (folder / "log.txt").read_text()
+    assert "cannot be read" in (folder / "log.txt").read_text()
     if broken == "val":
         assert printed.count(f"--resume {folder}") == 1 and (folder / "checkpoint_3.pth.tar").exists()
 

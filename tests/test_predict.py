@@ -183,7 +183,7 @@ def test_a_list_whose_results_would_overwrite_one_another(predict, data, tmp_pat
 
 def test_images_or_a_list(predict, data):
     for options, words in (((), "no image is given"), (("a.jpg", "--list", "b.txt"), "not both"),
-                           (("a.jpg", "--im_path", data), "--im_path is the folder of a --list"),
+                           (("a.jpg", "--im_path", data), "are for a --list"),
                            (("--list", data / "val.txt", "--im_path", data / "gone"), "does not exist")):
         code, text = predict(*options)
         assert code == 2 and words in text

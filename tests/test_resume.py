@@ -323,7 +323,7 @@ def test_labels_beyond_the_classes_lead_to_a_new_head_and_not_in_a_circle(runs, 
     *command, _ = shlex.split(command)
     rest = [*folders(data), *options, "--crop_size", 64, "--max_epoch", 1, "--n_worker", 0, "--exp_path", tmp_path]
     message = call(*command[:-1], *rest).text
-    assert "number of classes (--n_class)" in message
+    assert "number of classes" in message and "(--n_class, --label_map)" in message
     printed = succeed(*command, 5, *rest)
     assert "for 5" in printed and "done" in printed
 

@@ -17,7 +17,7 @@ from models.tiling import TiledInference, resize_part, spans
 from utils import memory, prediction
 from utils.errors import InputError
 from VOC12.image_files import ImageFiles
-from VOC12.loading import collate
+from VOC12.loading import Loaded, collate
 from VOC12.transforms import EvalTransform, to_network
 
 
@@ -167,7 +167,7 @@ def job(tmp_path_factory):
     for name in "ab":
         Image.fromarray(noise).resize((300, 260)).save(root / f"{name}.png")
     network = randomize(SparseMask(connectivity.published(), depth=8, num_classes=5)).eval()
-    sample = collate([ImageFiles([root / "a.png"], EvalTransform(64))[0]])
+    sample = collate([Loaded(ImageFiles([root / "a.png"], EvalTransform(64))[0])]).sample
     with torch.no_grad():  # the classes become about equally frequent
         network.fc_conv.bias -= network(to_network(sample, "cpu")[0]).mean((0, 2, 3))
     torch.save({"state_dict": network.state_dict(), "settings": {"crop_size": 64}}, root / "c.pth.tar")
