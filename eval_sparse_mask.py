@@ -18,6 +18,7 @@ from utils.options import (
     add_data_options,
     add_device_options,
     add_model_options,
+    add_timeout_option,
     augmentation_of,
     check_numbers,
     class_names_of,
@@ -51,12 +52,13 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--compile", action="store_true",
                        help="torch.compile the network first: tens of seconds that pay on long lists")
     add_device_options(group)
+    add_timeout_option(group)
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     """Evaluates, as one of the processes that torchrun started or alone."""
-    with process_group(on_cpu=args.gpu == -1) as group:
+    with process_group(args.gpu == -1, args.timeout) as group:
         evaluate_checkpoint(args, group)
 
 

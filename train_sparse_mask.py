@@ -3,6 +3,7 @@ import argparse
 import contextlib
 import functools
 import shlex
+import sys
 from pathlib import Path
 
 import torch
@@ -26,12 +27,12 @@ from utils.run_length import Length, derive, describe_derived
 from utils.run_log import RunLog
 from utils.runtime import (
     Precision,
-    StopRequest,
     explain_out_of_memory,
     make_deterministic,
     seed_everything,
     select_device,
 )
+from utils.stopping import STOPPED, StopRequest
 from utils.train_data import Data, load_data
 from utils.train_options import build_parser, commands_after_nan, find_source, length_of_run
 from VOC12.loading import explain_loader_death
@@ -39,7 +40,7 @@ from VOC12.loading import explain_loader_death
 
 def main(args: argparse.Namespace) -> int:
     """Searches or trains, as one of the processes that torchrun started or alone. Returns the exit code."""
-    with process_group(on_cpu=args.gpu == -1) as group:
+    with process_group(args.gpu == -1, args.timeout) as group:
         return search_or_train(args, group)
 
 
@@ -165,7 +166,16 @@ def train(args: argparse.Namespace, trainer: Trainer, folder: RunFolder | None, 
     parts = trainer.state.network.parts
     on_resume = own_part_options({**parts, "regularizer": args.sparse_loss} if args.search else parts)
     resume = folder and f"python train_sparse_mask.py --resume {shlex.quote(str(folder.path))}{on_resume}"
-    with StopRequest(group) as stop:
+
+    def last_words(sentence: str) -> None:
+        """Logs why the run is ended from outside, since a process does not answer, and how to continue it."""
+        if folder:
+            folder.log(f"{sentence}. " + ("No checkpoint was written yet" if folder.saved_at is None else
+                                          f"Saved at iteration {folder.saved_at}. To continue:\n  {resume}"))
+        else:
+            print(f"process {group.rank} of 0 to {group.size - 1} {sentence}", file=sys.stderr)
+
+    with StopRequest(group, last_words) as stop:
         try:
             with (explain_loader_death(), group.explain_lost_process(),
                   explain_out_of_memory("give a smaller --batch_size or --crop_size, or --type bfloat16")):
@@ -173,7 +183,7 @@ def train(args: argparse.Namespace, trainer: Trainer, folder: RunFolder | None, 
         except (NotFinite, InputError) as error:
             return give_up(error, args, trainer, folder, group, resume)
     if folder is None:
-        return 0 if finished else 130
+        return 0 if finished else STOPPED
     if finished:
         last = shlex.quote(str(folder.path / f"checkpoint_{trainer.state.iteration}.pth.tar"))
         folder.log(f"done: {last}\nnext: {next_command(args, last, own_part_options(parts))}")
@@ -181,7 +191,7 @@ def train(args: argparse.Namespace, trainer: Trainer, folder: RunFolder | None, 
         folder.log("stopped before the first step: there is nothing to resume" if folder.saved_at is None else
                    f"stopped at iteration {trainer.state.iteration} and saved. To continue:\n  {resume}")
     folder.close()
-    return 0 if finished else 130
+    return 0 if finished else STOPPED
 
 
 def next_command(args: argparse.Namespace, checkpoint: str, parts: str) -> str:

@@ -84,7 +84,8 @@ def exit_flag() -> ctypes.c_byte:
 
 def ignore_signals(exiting: ctypes.c_byte, worker_id: int) -> None:
     """In loader processes: a signal to the whole group reaches them too, but the main process decides when to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if exiting.value else None)
 
 

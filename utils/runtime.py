@@ -1,10 +1,9 @@
-"""Device, precision, seeds and signals: what a run needs from the machine."""
+"""Device, precision, seeds and memory: what a run needs from the machine."""
 import contextlib
 import ctypes
 import os
 import random
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from utils.distributed import ProcessGroup
 from utils.errors import InputError, StepInterrupted, first_line
 from VOC12.transforms import Sample, to_network
 
@@ -28,8 +25,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 def select_device(gpu: int, log: Callable[[str], None] = print, local_rank: int | None = None) -> torch.device:
     """Index of a CUDA device -> torch.device. -1 is the CPU; a machine without CUDA uses the CPU and logs that.
 
-    local_rank: the process's number on its machine if torchrun started it, and then its GPU's. Raises InputError for a
-    device that does not exist.
+    local_rank: the process's number on its machine if torchrun started it, and then its GPU's; but a process that sees
+    one GPU alone takes that. Raises InputError for a device that does not exist.
     """
     if gpu < -1:
         raise InputError(f"the device is {gpu}; give the index of a GPU, or -1 for the CPU", about="gpu")
@@ -38,10 +35,10 @@ def select_device(gpu: int, log: Callable[[str], None] = print, local_rank: int 
             raise InputError(f"the device is GPU {gpu}, but each of torchrun's processes takes its own GPU, counted "
                              f"from 0; leave the option out (CUDA_VISIBLE_DEVICES chooses GPUs), or give -1 for the "
                              f"CPU", about="gpu")
-        if local_rank >= torch.cuda.device_count():
+        if local_rank >= torch.cuda.device_count() > 1:
             raise InputError(f"there are more processes on this machine than its {torch.cuda.device_count()} CUDA "
                              f"devices; start as many as there are devices, or give -1 for the CPU", about="gpu")
-        gpu = local_rank
+        gpu = local_rank % torch.cuda.device_count()  # a batch system may show each process one GPU, its own
     if gpu == -1 or not torch.cuda.is_available():
         if gpu != -1:
             log("no CUDA device here: running on the CPU")
@@ -145,35 +142,3 @@ def explain_out_of_memory(advice: str, kind: type[InputError] = StepInterrupted)
             raise
         raise kind(f"deterministic algorithms are impossible here ({str(error).split('.')[0]}); do without them, or "
                    f"run on the CPU", about="deterministic") from None
-
-
-class StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into `requested`, which the training loop reads between two steps.
-
-    A second signal stops at once. Use as a context manager; outside it signals work as before. Under torchrun, which
-    sends signals of its own and kills what does not end in half a minute, a second one changes nothing, nor does one
-    after the block.
-    """
-
-    def __init__(self, group: ProcessGroup):
-        self.requested = False
-        self.before, self.group = {}, group
-
-    def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.before[number] = signal.signal(number, self.handle)
-        return self
-
-    def __exit__(self, *_):
-        if self.group.size == 1:  # else torchrun's signal, after another process failed, would cut the last output off
-            for number, handler in self.before.items():
-                signal.signal(number, handler)
-
-    def handle(self, number, frame):
-        """The signal handler."""
-        if self.requested and self.group.size == 1:
-            raise KeyboardInterrupt
-        if self.group.is_main and not (self.requested or self.group.failed):
-            tqdm.write("stopping after this step or evaluation, and saving" +
-                       ("; once more stops at once, without saving" if self.group.size == 1 else ""))
-        self.requested = True
