@@ -173,7 +173,7 @@ def train(args: argparse.Namespace, trainer: Trainer, folder: RunFolder | None, 
             folder.log(f"{sentence}. " + ("No checkpoint was written yet" if folder.saved_at is None else
                                           f"Saved at iteration {folder.saved_at}. To continue:\n  {resume}"))
         else:
-            print(f"process {group.rank} of 0 to {group.size - 1} {sentence}", file=sys.stderr)
+            print(f"the process of rank {group.rank} {sentence}", file=sys.stderr)
 
     with StopRequest(group, last_words) as stop:
         try:

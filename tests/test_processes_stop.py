@@ -70,7 +70,7 @@ def test_a_process_that_hangs_does_not_hold_one_that_is_asked_to_stop(training, 
         saved = int(re.search(r"Saved at iteration (\d+). To continue:\n  python train.* --resume", printed)[1])
         assert read_checkpoint(only_run(tmp_path) / f"checkpoint_{saved}.pth.tar").content["iter"] == saved
     else:
-        assert "process 1 of 0 to 1 stopped without saving" in printed
+        assert "the process of rank 1 stopped without saving" in printed
 
 
 @pytest.mark.slow
@@ -79,33 +79,63 @@ def test_a_process_that_hangs_is_given_up_after_the_time_out(training, tmp_path)
     processes[1].send_signal(signal.SIGSTOP)
     printed = processes[0].communicate(timeout=20)[0]
     assert processes[0].returncode == 2 and "Traceback" not in printed
-    assert printed.count("process 0 of 0 to 1 has no answer from the others (Timed out waiting 3000ms") == 1
+    assert printed.count("the process of rank 0 has no answer from the others (Timed out waiting 3000ms") == 1
     assert "(--timeout)" in printed
     saved = int(re.search(r"Saved at iteration (\d+). To continue", printed)[1])
     assert read_checkpoint(only_run(tmp_path) / f"checkpoint_{saved}.pth.tar").content["iter"] == saved
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_a_signal_to_one_process_stops_all_and_saves(training, tmp_path, name):
+def test_a_signal_to_one_process_stops_all_and_saves(training):
     processes = training()
-    processes[1].send_signal(getattr(signal, name))
+    processes[1].send_signal(signal.SIGUSR1)
     printed = [process.communicate(timeout=20)[0] for process in processes]
     assert [process.returncode for process in processes] == [stopping.STOPPED] * 2
     assert "and saved. To continue" in printed[0] and not printed[1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[], ["--class_weights", "balanced"]])
-def test_what_the_first_process_alone_finds_in_the_labels_ends_all(data, tmp_path, options):
+def test_what_the_first_process_alone_finds_in_the_labels_ends_all(data, tmp_path):
     shutil.copytree(data / "gt", tmp_path / "gt")
     for label in (tmp_path / "gt").iterdir():
         Image.new("L", (76, 70), 7).save(label)
-    processes = start("--mask_path", "fcn", *TINY, *folders(data), "--gt_path", tmp_path / "gt", *options, "--exp_path",
+    processes = start("--mask_path", "fcn", *TINY, *folders(data), "--gt_path", tmp_path / "gt", "--exp_path",
                       tmp_path / "runs")
     printed = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [2, 2]
     assert printed[0].count("error:") == 1 and "has the value 7" in printed[0] and not printed[1]
+
+
+SRUN = """#!/bin/sh
+shift  # --kill-on-bad-exit=1
+for SLURM_PROCID in 0 1; do export SLURM_PROCID; "$@"; code=$?; done
+exit $code
+"""
+SCONTROL = """#!/bin/sh
+if [ "$1" = show ]; then echo first; echo second; else echo scontrol $*; fi
+"""
+# Stopped when it is new, finished when it is resumed.
+PYTHON = """#!/bin/sh
+echo rank $RANK of $WORLD_SIZE on $LOCAL_RANK to $MASTER_ADDR:$MASTER_PORT: $*
+if [ $2 = --resume ]; then exit 0; fi
+mkdir -p $4/run && touch $4/run/checkpoint_3.pth.tar && exit 130
+"""
+
+
+def test_the_batch_file_of_the_documentation_requeues_and_resumes(tmp_path):
+    batch = re.search(r"```bash\n(.*?)```", (ROOT / "docs" / "distributed.md").read_text(), re.DOTALL)[1]
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", PYTHON)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17", "SLURM_NTASKS": "2",
+           "SLURM_LOCALID": "0", "SLURM_JOB_NODELIST": "node[1-2]"}
+    job = [subprocess.run(["bash", "-c", batch], cwd=tmp_path, env=env, text=True, capture_output=True)
+           for _ in range(2)]
+    ranks = [f"rank {rank} of 2 on 0 to first:20017: train_sparse_mask.py" for rank in (0, 1)]
+    assert job[0].stdout.splitlines() == [*(f"{rank} --search --exp_path SparseMaskVOC/17" for rank in ranks),
+                                          "scontrol requeue 17"]
+    assert job[1].stdout.splitlines() == [f"{rank} --resume SparseMaskVOC/17/run" for rank in ranks]
+    assert [each.returncode for each in job] == [130, 0] and not any(each.stderr for each in job)
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
@@ -179,7 +209,7 @@ def test_a_closed_connection_is_a_lost_process(error):
 def test_a_time_out_is_a_process_that_hangs(error):
     for rank in (0, 1):
         sentence = explained(error, rank)
-        assert str(sentence).startswith(f"process {rank} of 0 to 1 has no answer from the others (")
+        assert str(sentence).startswith(f"the process of rank {rank} has no answer from the others (")
         assert sentence.about == "timeout" and not isinstance(sentence, StepInterrupted)
 
 
@@ -188,7 +218,7 @@ def test_any_other_error_of_communication_has_its_reason(error, words):
     for rank in (0, 1):
         sentence = explained(error, rank)
         assert isinstance(sentence, StepInterrupted) and words in str(sentence)
-        assert str(sentence).startswith(f"process {rank} of 0 to 1 cannot communicate with the others (")
+        assert str(sentence).startswith(f"the process of rank {rank} cannot communicate with the others (")
 
 
 def test_an_error_of_another_kind_keeps_its_traceback():

@@ -150,7 +150,7 @@ class ProcessGroup:
                                  f"message, or for the system's if memory ran out, correct that, and resume the "
                                  f"run") from None
             # Below each process prints, for the main one may be the one that cannot.
-            this = f"process {self.rank} of 0 to {self.size - 1}"
+            this = f"the process of rank {self.rank}"
             if SILENT.search(reason):
                 self.silent = True
                 raise InputError(f"{this} has no answer from the others ({reason}): one hangs, or its machine or "
