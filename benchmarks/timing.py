@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from utils.hardware import instruction_set, processor_name
+from utils.hardware import instruction_set, processor_name, threads_in_words
 from utils.progress import progress_bar
 
 
@@ -28,7 +28,7 @@ def median_times(work, rounds=5, repeats=3, synchronize=lambda: None):
 def machine(device):
     """One line that describes where the figures come from."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU used"
-    return (f"{os.cpu_count()} cores of {processor_name()} ({instruction_set()}), {torch.get_num_threads()} threads, "
+    return (f"{os.cpu_count()} cores of {processor_name()} ({instruction_set()}), {threads_in_words()}, "
             f"{name}, Python {platform.python_version()}, PyTorch {torch.__version__}")
 
 

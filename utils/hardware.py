@@ -36,11 +36,17 @@ def instruction_set() -> str:
     return (platform.machine() if capability == "DEFAULT" else capability) + (f" with {', '.join(low)}" if low else "")
 
 
+def threads_in_words() -> str:
+    """The number of threads that PyTorch computes with, such as "2 threads"."""
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' if count != 1 else ''}"
+
+
 def describe_device(device: torch.device) -> str:
     """A device in words, such as "cuda:0 (NVIDIA H100)"."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"the CPU ({processor_name()}, {instruction_set()}, {torch.get_num_threads()} threads)"
+    return f"the CPU ({processor_name()}, {instruction_set()}, {threads_in_words()})"
 
 
 def cuda_is_available() -> bool:
