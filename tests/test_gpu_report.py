@@ -55,7 +55,7 @@ def test_a_wrong_step_is_reported_with_its_figures_and_the_rest_follows(tmp_path
 
     def wrong(*arguments, **named):
         found = right(*arguments, **named)
-        if "type_name" not in named:  # on the device, not one that it is compared with
+        if "image" not in named:  # on the device, not one that it is compared with
             found["logits"] *= 1.5
         return found
 
@@ -80,7 +80,7 @@ def test_not_finite_is_a_failure(monkeypatch):
 def test_where_a_type_does_not_determine_the_values_their_norm_is_compared(monkeypatch):
     parity = gpu_parity.Parity("train", CPU, TINIEST)
     exact = torch.eye(3).double()
-    parity.on_cpu = lambda type_name: {"x": exact[0] if type_name == "float64" else exact[1]}
+    parity.exact, parity.measured = lambda: {"x": exact[0]}, lambda *_: ({"x": exact[1]}, {"x": 0.4})
     for factor, passed in ((1, True), (3, False), (0, False), (float("nan"), False)):
         monkeypatch.setattr(gpu_parity, "one_step", lambda *_, factor=factor: {"x": factor * exact[2]})
         finding, = parity.check("bfloat16")
