@@ -98,7 +98,8 @@ def main(args: argparse.Namespace) -> int:
             report.checks("Several processes", "The commands, started by torchrun.", process_checks(runs, args.quick))
         if "speed" in args.only and not args.quick:
             report.checks("Waiting", "Synchronizations of the host with the GPU, as torch.cuda.set_sync_debug_mode "
-                          "counts them; how fast images are loaded, and how fast they are used.", waiting(runs))
+                          "counts them; how fast images are loaded, and how fast they are used. What could be measured "
+                          "has passed.", waiting(runs))
     if "speed" in args.only and not args.quick:
         bench(report, device)
     report.write(f"\n{report.failures} checks FAILED." if report.failures else "\nNo check failed.")

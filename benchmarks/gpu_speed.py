@@ -1,5 +1,7 @@
 """Figures of benchmarks/gpu.py: synchronizations a step, loading against computing, and benchmarks/bench.py."""
+import contextlib
 import functools
+import io
 import multiprocessing
 import statistics
 import subprocess
@@ -22,7 +24,7 @@ from VOC12.dataset import EpochBatches, SegmentationDataset
 from VOC12.loading import batches, make_loader
 from VOC12.transforms import TrainTransform
 
-SYNC_STEPS = (10, 30)  # of the two runs whose difference is counted
+SYNC_EPOCHS = (2, 7)  # of the two runs whose difference is counted
 ON_CPU = ("steps", "inference")  # tables of bench.py that take minutes on a CPU, not an hour
 
 
@@ -34,7 +36,8 @@ def count_synchronizations(command: Sequence, queue) -> None:
     warnings.simplefilter("always")
     warnings.showwarning = lambda message, *_: seen.append("synchronizing CUDA operation" in str(message))
     torch.cuda.set_sync_debug_mode("warn")
-    train.main(parse(train.build_parser(), list(map(str, command))))
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        train.main(parse(train.build_parser(), list(map(str, command))))
     torch.cuda.set_sync_debug_mode("default")
     queue.put(sum(seen))
 
@@ -45,8 +48,7 @@ def synchronizations(runs: Runs, task: str) -> Iterator[Finding]:
         yield Finding("", None, "a CPU has none")
         return
     counts, context = [], multiprocessing.get_context("spawn")
-    for steps in SYNC_STEPS:
-        epochs = steps * runs.sizes.batch // runs.sizes.images
+    for epochs in SYNC_EPOCHS:
         queue = context.SimpleQueue()
         command = [*runs.training[1:], *TASKS[task], "--max_epoch", epochs, "--eval_list", "none", "--log_interval",
                    10 ** 6, "--exp_path", runs.fresh("syncs")]
@@ -56,7 +58,8 @@ def synchronizations(runs: Runs, task: str) -> Iterator[Finding]:
         if queue.empty():
             raise RuntimeError(f"the run failed with exit code {process.exitcode}")
         counts.append(queue.get())
-    each = (counts[1] - counts[0]) / (SYNC_STEPS[1] - SYNC_STEPS[0])
+    steps = (SYNC_EPOCHS[1] - SYNC_EPOCHS[0]) * -(-runs.sizes.images // runs.sizes.batch)
+    each = (counts[1] - counts[0]) / steps
     yield Finding("", True, f"{each:.1f} a step, the ends of epochs included")
 
 
