@@ -8,6 +8,7 @@ from utils.data_options import label_map_of, naming_of, warn_of_repeats
 from utils.distributed import ProcessGroup, process_group
 from utils.engine import evaluate
 from utils.errors import InputError
+from utils.hardware import warn_of_slow_type
 from utils.metrics import scores, table
 from utils.options import (
     NO_LIST,
@@ -72,6 +73,8 @@ def evaluate_checkpoint(args: argparse.Namespace, group: ProcessGroup) -> None:
     checkpoint.require_mask(args.mask_path)
     names = class_names_of(args.class_names, checkpoint.num_classes, checkpoint.class_names)
     device = select_device(args.gpu, print if group.is_main else lambda _: None, group.local_rank)
+    if group.is_main:
+        warn_of_slow_type(args.type, device)
     precision = Precision(args.type, device)
     network = precision.place(checkpoint.build())
     dataset = SegmentationDataset(args.im_path, args.gt_path, args.eval_list, network.num_classes,

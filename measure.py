@@ -1,11 +1,9 @@
 """Measure a network: parameters, multiply-adds, time, images a second and peak memory, and how they were measured."""
 import argparse
 import multiprocessing
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -17,6 +15,7 @@ from models.inference import for_inference
 from utils.checkpoint import read_checkpoint
 from utils.cli import run_command
 from utils.errors import InputError
+from utils.hardware import describe_device, warn_of_slow_type
 from utils.options import (
     HelpFormatter,
     add_class_options,
@@ -127,18 +126,6 @@ def timed(call: Callable[[], None], runs: int) -> float:
     return statistics.median(times)
 
 
-def machine(device: torch.device) -> str:
-    """What it was measured on."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].partition(":")[2].strip() if lines else model
-    return f"CPU ({model}), {torch.get_num_threads()} threads"
-
-
 def main(args: argparse.Namespace) -> None:
     """Prints what the network costs."""
     check_args(args)
@@ -146,7 +133,8 @@ def main(args: argparse.Namespace) -> None:
     total = sum(p.numel() for p in network.parameters())
     encoder = sum(p.numel() for p in network.backbone.parameters())
     work = multiply_adds(network, args.size)
-    device = select_device(args.gpu)
+    device = select_device(args.gpu, log=lambda _: None)  # the last line names it
+    convolutions = warn_of_slow_type(args.type, device)
     with explain_out_of_memory("give a smaller --batch_size or --size"):
         memory = measured_apart(args, device)
         seconds = timed(make_call(args, network, device), args.runs)
@@ -162,12 +150,15 @@ def main(args: argparse.Namespace) -> None:
             ("peak memory", "not measured" if memory is None else
              f"{memory / 2 ** 20:.0f} MiB " + ("allocated on the GPU, weights included" if device.type == "cuda" else
                                                "more than before the first batch")))
+    if convolutions:
+        rows += (("convolution", f"{1000 * convolutions[0]:.2g} ms in float32, {1000 * convolutions[1]:.2g} ms in "
+                                 f"{args.type}: 1x1, 64 channels, 65x65"),)
     for name, value in rows:
         print(f"{name:<14} {value}")
     print(f"measured with images of {size}, batch {args.batch_size}, {args.type}, channels last, "
           f"BN folded{', compiled' if args.compile else ''}: image to logits at half its size, median of {args.runs} "
-          f"runs, on {machine(device)}, PyTorch {torch.__version__.partition('+')[0]}; multiply-adds are those of "
-          f"convolutions and matrix products")
+          f"runs, on {describe_device(device)}, PyTorch {torch.__version__.partition('+')[0]}; multiply-adds are those "
+          f"of convolutions and matrix products")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from utils.cli import run_command
 from utils.data_options import naming_of
 from utils.errors import InputError
 from utils.fonts import warn_of_illegible
+from utils.hardware import warn_of_slow_type
 from utils.options import (
     HelpFormatter,
     add_augmentation_options,
@@ -114,6 +115,7 @@ def main(args: argparse.Namespace) -> int:
         warn_of_illegible(names, LEGEND_SIZE)
     size = padding_of(args.crop_size, checkpoint)
     device = select_device(args.gpu)
+    warn_of_slow_type(args.type, device)
     precision = Precision(args.type, device)
     predict = Predictor(precision.place(checkpoint.build()), precision, augmentation, args.tile, args.compile)
     dataset = ImageFiles([file for file, _ in pairs], EvalTransform(size))

@@ -18,6 +18,7 @@ from utils.cli import run_command, warnings_as_lines
 from utils.distributed import ProcessGroup, process_group
 from utils.engine import Trainer, search_losses, train_losses
 from utils.errors import InputError, StepInterrupted
+from utils.hardware import warn_of_slow_type
 from utils.options import NO_LIST, own_part_options
 from utils.pretrained import find_encoder_weights, load_encoder
 from utils.resume import continue_with, describe_changes
@@ -62,6 +63,8 @@ def prepare_device(args: argparse.Namespace, group: ProcessGroup, notes: list) -
     device = select_device(args.gpu, notes.append, group.local_rank)
     if args.deterministic:
         make_deterministic()
+    if group.is_main:
+        warn_of_slow_type(args.type, device)
     seed_everything(args.seed)
     return Precision(args.type, device)
 

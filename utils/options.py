@@ -40,7 +40,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 def add_device_options(parser: argparse._ActionsContainer) -> None:
     """--gpu and --type, the same in every command."""
-    parser.add_argument("--gpu", type=int, default=0, help="index of the CUDA device, -1 for the CPU")
+    parser.add_argument("--gpu", type=int, default=0,
+                        help="index of the CUDA device, -1 for the CPU, which is also used where there is no CUDA; "
+                             "Apple's MPS is not used")
     parser.add_argument("--type", choices=TYPES, default="float32",
                         help="float16 and bfloat16 are mixed precision (autocast); float64 computes in double")
 

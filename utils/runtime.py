@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from utils.errors import InputError, StepInterrupted, first_line
+from utils.hardware import cuda_is_available, describe_device, why_no_cuda
 from VOC12.transforms import Sample, to_network
 
 START_SCALE = 2.0 ** 16  # of the loss, in float16
@@ -23,14 +24,15 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def select_device(gpu: int, log: Callable[[str], None] = print, local_rank: int | None = None) -> torch.device:
-    """Index of a CUDA device -> torch.device. -1 is the CPU; a machine without CUDA uses the CPU and logs that.
+    """Index of a CUDA device -> torch.device. -1 is the CPU; a machine without CUDA uses the CPU.
 
-    local_rank: the process's number on its machine if torchrun started it, and then its GPU's; but a process that sees
-    one GPU alone takes that. Raises InputError for a device that does not exist.
+    log: gets the device in words and, where it is the CPU without being asked for, why. local_rank: the process's
+    number on its machine if torchrun started it, and then its GPU's; but a process that sees one GPU alone takes that.
+    Raises InputError for a device that does not exist.
     """
     if gpu < -1:
         raise InputError(f"the device is {gpu}; give the index of a GPU, or -1 for the CPU", about="gpu")
-    if local_rank is not None and gpu != -1 and torch.cuda.is_available():
+    if local_rank is not None and gpu != -1 and cuda_is_available():
         if gpu > 0:
             raise InputError(f"the device is GPU {gpu}, but each of torchrun's processes takes its own GPU, counted "
                              f"from 0; leave the option out (CUDA_VISIBLE_DEVICES chooses GPUs), or give -1 for the "
@@ -39,16 +41,17 @@ def select_device(gpu: int, log: Callable[[str], None] = print, local_rank: int 
             raise InputError(f"there are more processes on this machine than its {torch.cuda.device_count()} CUDA "
                              f"devices; start as many as there are devices, or give -1 for the CPU", about="gpu")
         gpu = local_rank % torch.cuda.device_count()  # a batch system may show each process one GPU, its own
-    if gpu == -1 or not torch.cuda.is_available():
-        if gpu != -1:
-            log("no CUDA device here: running on the CPU")
+    if gpu == -1 or not cuda_is_available():
+        device = torch.device("cpu")
+        log(f"running on {describe_device(device)}" + (f"; {why_no_cuda()}" if gpu != -1 else ""))
         keep_freed_memory()
-        return torch.device("cpu")
+        return device
     if gpu >= torch.cuda.device_count():
         raise InputError(f"the device is GPU {gpu}, but this machine has {torch.cuda.device_count()} CUDA devices, "
                          f"counted from 0; give one of them, or -1 for the CPU", about="gpu")
     torch.cuda.set_device(gpu)
     torch.set_float32_matmul_precision("high")  # TF32, as in convolutions: the 1x1 ones are matrix products here
+    log(f"running on {describe_device(torch.device('cuda', gpu))}")
     return torch.device("cuda", gpu)
 
 
