@@ -51,7 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--batch_size", type=int, help="images of equal size that go through the network together "
                                                       f"(default: {GPU_BATCH} on a GPU, 1 on a CPU)")
     group.add_argument("--compile", action="store_true",
-                       help="torch.compile the network first: tens of seconds that pay on long lists")
+                       help="torch.compile the network first: tens of seconds, up to three times, that pay on long "
+                            "lists")
     add_device_options(group)
     add_timeout_option(group)
     return parser
@@ -76,7 +77,8 @@ def evaluate_checkpoint(args: argparse.Namespace, group: ProcessGroup) -> None:
     if group.is_main:
         warn_of_slow_type(args.type, device)
     precision = Precision(args.type, device)
-    network = precision.place(checkpoint.build())
+    with explain_out_of_memory("give another --gpu, or -1 for the CPU", InputError):
+        network = precision.place(checkpoint.build())
     dataset = SegmentationDataset(args.im_path, args.gt_path, args.eval_list, network.num_classes,
                                   EvalTransform(padding_of(args.crop_size, checkpoint)),
                                   naming=naming_of(args.im_suffix, args.gt_suffix, checkpoint.settings),

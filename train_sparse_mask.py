@@ -10,6 +10,7 @@ import torch
 
 from models import FullyDenseNetwork, SparseMask, connectivity
 from models.backbones import make_backbone
+from models.inference import explain_compiler
 from models.layers import freeze_bn_affine, set_bn_momentum
 from models.losses import find_regularizer
 from models.sync_bn import synchronize_bn
@@ -180,7 +181,7 @@ def train(args: argparse.Namespace, trainer: Trainer, folder: RunFolder | None, 
 
     with StopRequest(group, last_words) as stop:
         try:
-            with (explain_loader_death(), group.explain_lost_process(),
+            with (explain_loader_death(), group.explain_lost_process(), explain_compiler(StepInterrupted),
                   explain_out_of_memory("give a smaller --batch_size or --crop_size, or --type bfloat16")):
                 finished = trainer.run(lambda: stop.requested)
         except (NotFinite, InputError) as error:

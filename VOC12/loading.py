@@ -164,12 +164,24 @@ def batches(loader: Iterable) -> Iterator[Sample]:
 
 
 def join_equal(samples: Iterable[Sample], batch_size: int) -> Iterator[Sample]:
-    """Batches (Samples) -> larger batches of images of equal size: batch_size of them or more, then the rest."""
+    """Batches (Samples) -> larger batches of images of equal size: batch_size of them or more, then the rest.
+
+    Of batches in pinned memory they are pinned too.
+    """
     waiting = {}
     for sample in samples:
         same = waiting.setdefault(sample.label.shape[1:], [])
         same.append(sample)
         if sum(len(part.label) for part in same) >= batch_size:
-            yield Sample(*map(torch.cat, zip(*waiting.pop(sample.label.shape[1:]), strict=True)))
+            yield Sample(*map(join, zip(*waiting.pop(sample.label.shape[1:]), strict=True)))
     for same in waiting.values():
-        yield Sample(*map(torch.cat, zip(*same, strict=True)))
+        yield Sample(*map(join, zip(*same, strict=True)))
+
+
+def join(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tensors, one after the other along the first axis; pinned, if the first one is."""
+    if len(parts) == 1:
+        return parts[0]
+    size = sum(map(len, parts)), *parts[0].shape[1:]
+    joined = torch.empty(size, dtype=parts[0].dtype, pin_memory=parts[0].is_pinned())
+    return torch.cat(parts, out=joined)

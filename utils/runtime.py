@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.errors import InputError, StepInterrupted, first_line
+from utils import device_errors
+from utils.errors import InputError, StepInterrupted
 from utils.hardware import cuda_is_available, describe_device, why_no_cuda
 from VOC12.transforms import Sample, to_network
 
@@ -126,22 +127,47 @@ def make_deterministic() -> None:
 
 
 @contextlib.contextmanager
+def tuned_convolutions() -> Iterator[None]:
+    """Within it cuDNN tries its algorithms for every new size, and keeps the fastest: for sizes that come back.
+
+    It does not after make_deterministic.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def start_reading(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Starts to copy a tensor to the CPU. Returns a function that waits for the copy and returns it.
+
+    It waits for nothing that the GPU was given after this call, as `tensor.item()` would.
+    """
+    if not tensor.is_cuda:
+        return lambda: tensor
+    copy = tensor.to("cpu", non_blocking=True)  # into pinned memory
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> torch.Tensor:
+        copied.synchronize()
+        return copy
+    return read
+
+
+@contextlib.contextmanager
 def explain_out_of_memory(advice: str, kind: type[InputError] = StepInterrupted) -> Iterator[None]:
     """Turns running out of memory into an InputError (`kind` of it) that says what to do.
 
-    The same for an operation without a deterministic algorithm, after make_deterministic.
+    The same for the other reasons in utils/device_errors.py: a driver that does not fit, an operation without a
+    deterministic algorithm after make_deterministic.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise kind(f"the GPU ran out of memory ({first_line(error)}); {advice}") from None
-    except MemoryError:
-        raise kind(f"the memory ran out; {advice}") from None
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" in str(error):
-            raise kind(f"the memory ran out ({first_line(error).rpartition('DefaultCPUAllocator: ')[2]}); "
-                       f"{advice}") from None
-        if "deterministic implementation" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        sentence, about = device_errors.describe(error, advice) or (None, None)
+        if sentence is None:
             raise
-        raise kind(f"deterministic algorithms are impossible here ({str(error).split('.')[0]}); do without them, or "
-                   f"run on the CPU", about="deterministic") from None
+        raise kind(sentence, about) from None
