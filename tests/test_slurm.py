@@ -48,6 +48,7 @@ def test_a_process_takes_its_gpu_or_the_only_one_that_it_sees(monkeypatch, visib
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
     assert runtime.select_device(0, local_rank=local_rank) == torch.device("cuda", index) and chosen == [index]
 
