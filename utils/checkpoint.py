@@ -1,4 +1,5 @@
 """Checkpoints: written whole, read without running code, recognised by content, the released ones included."""
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from models import FullyDenseNetwork, SparseMask, connectivity
-from models.backbones import BACKBONES
+from models.backbones import BACKBONES, MOBILENETS
 from models.components import check_name, is_own
 from models.network import CONNECTIONS, DEFAULT_PARTS, FUSIONS, HEADS, MAX_CHANNELS, without_module_prefix
 from models.strengths import STRENGTHS
@@ -83,7 +84,7 @@ class Checkpoint:
                                  f"to import; if you trust it, name it too: {name}", about=kind)
             if wish is not None and wish != name:
                 check_name(kind, wish, PARTS[kind])
-                if kind != "backbone" or not {wish, name} <= set(BACKBONES):
+                if kind != "backbone" or not {wish, name} <= set(MOBILENETS):
                     raise InputError(f"the checkpoint {self.path} has the {kind} {name}, but {wish} was given; leave "
                                      f"the option out or give the right file", about=kind)
         self.trusted.update(self.own_parts.values())
@@ -143,7 +144,7 @@ def read_checkpoint(path: str) -> Checkpoint:
     for kind, name in parts.items():
         if not is_own(name) and name not in PARTS[kind]:
             raise InputError(f"{path} names the {kind} {name!r}, which this program does not have; known are "
-                             f"{', '.join(PARTS[kind])}")
+                             f"{', '.join(itertools.islice(PARTS[kind], 8))}")
     strengths = parts.pop("strengths", None) or strengths_of(state)
     if strengths:
         parts["strengths"] = strengths

@@ -29,6 +29,11 @@ PART_OPTIONS = {"backbone": ("backbone_name", "the encoder"), "connection": ("co
                 "strengths": ("strengths", "the parameterization of the strengths")}
 
 
+# What --help says of --backbone_name.
+ENCODERS = ("mobilenet_v2", "any of torchvision's classification networks with a pyramid of features (resnet50, ...)",
+            "timm:NAME")
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Adds "(default: ...)" to an option's help, unless there is no default or the help states it itself."""
 
@@ -77,7 +82,7 @@ def add_model_options(parser: argparse._ActionsContainer, from_checkpoint: bool 
     note = " (default: the checkpoint's)" if from_checkpoint else ""
     for kind, (option, meaning) in PART_OPTIONS.items():
         if kind != "strengths" or strengths:
-            known = list(PARTS[kind])
+            known = ENCODERS if kind == "backbone" else list(PARTS[kind])  # naming them all would import torchvision
             parser.add_argument(f"--{option}", metavar="NAME", default=None if from_checkpoint else known[0],
                                 help=f"{meaning}: {', '.join(known)}, or your own as package.module:factory{note}")
     parser.add_argument("--depth", type=int, default=None if from_checkpoint else 64,

@@ -3,7 +3,7 @@ import argparse
 import functools
 
 from models import connectivity
-from models.backbones import BACKBONES
+from models.backbones import MOBILENETS
 from models.components import is_own
 from models.layers import RELEASED_BN_MOMENTUM
 from models.losses import REGULARIZERS
@@ -154,7 +154,7 @@ def resumed(args: argparse.Namespace) -> tuple[Checkpoint, argparse.Namespace]:
     if given.get("label_map"):  # spelled as it is stored
         label_map = label_map_of(given["label_map"], stored["n_class"])
         given["label_map"] = label_map and str(label_map)
-    if {given.get("backbone_name"), checkpoint.parts["backbone"]} <= set(BACKBONES):
+    if {given.get("backbone_name"), checkpoint.parts["backbone"]} <= set(MOBILENETS):
         del given["backbone_name"]  # the two layouts of MobileNetV2 count as one
     settings = merge_settings(stored, given, defaults, functools.partial(new_run_command, checkpoint))
     if is_own(settings["sparse_loss"]) and "sparse_loss" not in given:
