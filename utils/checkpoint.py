@@ -1,5 +1,6 @@
 """Checkpoints: written whole, read without running code, recognised by content, the released ones included."""
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class Checkpoint:
     depth: int
     num_classes: int
     parts: dict  # names of PARTS; "strengths" in a search alone
+    normalization: tuple | None = None  # mean and std; None in files of older versions
     connectivity: Any = None  # bool (L, L, 2), for kind "train"
     class_names: list | None = None
     content: dict = field(default_factory=dict)
@@ -98,7 +100,8 @@ class Checkpoint:
             if name not in self.trusted:
                 raise InputError(f"the checkpoint {self.path} uses the {kind} {name!r}, which has to be imported; "
                                  f"name it first (require_parts)", about=kind)
-        sizes = {"depth": self.depth, "num_classes": num_classes or self.num_classes, **self.parts}
+        sizes = {"depth": self.depth, "num_classes": num_classes or self.num_classes, **self.parts,
+                 "normalization": self.normalization}
         network = FullyDenseNetwork(**sizes) if self.kind == "search" else SparseMask(self.connectivity, **sizes)
         state = self.state
         if network.num_classes != self.num_classes:
@@ -154,6 +157,7 @@ def read_checkpoint(path: str) -> Checkpoint:
     return Checkpoint(path=str(path), kind="search" if strengths else "train", state=state, depth=depth,
                       num_classes=num_classes, parts=parts,
                       connectivity=None if strengths else connectivity_of(model, connections, path),
+                      normalization=normalization_of(model, path),
                       class_names=class_names_of(content, num_classes), content=content)
 
 
@@ -171,6 +175,20 @@ def sizes_of(model: Mapping, state: Mapping, path: str) -> tuple[int, int]:
         raise InputError(f"{path} is no checkpoint of this program: its stages have {sorted(widths)} channels and its "
                          f"depth is {depth}; give a whole file")
     return depth, num_classes
+
+
+def normalization_of(model: Mapping, path: str) -> tuple | None:
+    """mean and std, as the file states them; None if it does not."""
+    stated = model.get("normalization")
+    if stated is None:
+        return None
+    fits = isinstance(stated, list) and len(stated) == 2 and all(
+        isinstance(numbers, list) and len(numbers) == 3 and all(isinstance(n, int | float) and math.isfinite(n)
+                                                                for n in numbers) for numbers in stated)
+    if not fits or min(stated[1]) <= 0:
+        raise InputError(f"{path} is no checkpoint of this program: it states the normalization {stated!r}; give a "
+                         f"whole file")
+    return tuple(map(tuple, stated))
 
 
 def mobilenet_layout(state: Mapping) -> str:

@@ -14,7 +14,6 @@ from models.connectivity import describe
 from models.inference import folded
 from utils.errors import InputError
 from utils.files import write_atomically
-from VOC12.transforms import MEAN, STD
 
 OUTPUTS = ("logits", "resized", "classes")
 EXAMPLE = (2, 97, 161)  # batch, height, width that the network is traced with
@@ -42,7 +41,8 @@ class Deployed(nn.Module):
 
 def metadata(network: nn.Module, class_names: Sequence[str], output: str) -> dict[str, str]:
     """What a user of the file has to know, as strings: classes, normalization, connectivity, input and output."""
-    return {"class_names": json.dumps(class_names), "mean": json.dumps(MEAN), "std": json.dumps(STD),
+    mean, std = network.normalization
+    return {"class_names": json.dumps(class_names), "mean": json.dumps(mean), "std": json.dumps(std),
             "input": "image, float32 (N, 3, H, W): RGB / 255, minus mean, over std; at least "
                      f"{SMALLEST} pixels a side",
             "output": {"logits": "logits (N, classes, ceil(H/2), ceil(W/2)); resize bilinearly with aligned corners",
