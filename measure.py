@@ -36,8 +36,9 @@ WARM_UP = 5  # runs, at least; and half as many as are timed
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="measure.py", description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("source", help="a mask (.npy, .txt, or one of "
-                                       f"{', '.join(connectivity.NAMED)}), or a checkpoint of either kind")
+    parser.add_argument("source", nargs="?", help="a mask (.npy, .txt, or one of "
+                                       f"{', '.join(connectivity.NAMED)}), or a checkpoint of either kind; without it, "
+                                                  "the taps of --backbone_name are listed")
     parser.add_argument("--size", type=int, nargs=2, default=[512, 512], metavar=("H", "W"), help="pixels")
     parser.add_argument("--batch_size", type=int, default=1, help="images")
     parser.add_argument("--runs", type=int, default=20, help="timed runs, of which the median counts")
@@ -63,6 +64,16 @@ def build_network(args: argparse.Namespace) -> nn.Module:
         mask = connectivity.load(args.source, len(make_backbone(args.backbone_name).channels))
         return SparseMask(mask, args.backbone_name, args.depth, args.n_class, args.connection, args.fusion, args.head)
     return require_options(read_checkpoint(args.source), args).build()
+
+
+def describe_encoder(name: str) -> str:
+    """The taps of an encoder, what a connectivity calls them, and its parameters: a few lines."""
+    backbone = make_backbone(name)
+    parameters = sum(p.numel() for p in backbone.parameters())
+    lines = [f"{name}: {len(backbone.channels)} taps, deepest first; {parameters:,} parameters"]
+    lines += [f"E[{i}]  stride {stride:>2}  {channels:>4} channels"
+              for i, (stride, channels) in enumerate(zip(backbone.strides, backbone.channels, strict=True))]
+    return "\n".join(lines)
 
 
 def multiply_adds(network: nn.Module, size: Sequence[int]) -> int:
@@ -142,6 +153,9 @@ def machine(device: torch.device) -> str:
 def main(args: argparse.Namespace) -> None:
     """Prints what the network costs."""
     check_args(args)
+    if args.source is None:
+        print(describe_encoder(args.backbone_name))
+        return
     network = build_network(args)
     total = sum(p.numel() for p in network.parameters())
     encoder = sum(p.numel() for p in network.backbone.parameters())
@@ -165,7 +179,7 @@ def main(args: argparse.Namespace) -> None:
     for name, value in rows:
         print(f"{name:<14} {value}")
     print(f"measured with images of {size}, batch {args.batch_size}, {args.type}, channels last, "
-          f"BN folded{', compiled' if args.compile else ''}: image to logits at half its size, median of {args.runs} "
+          f"BN folded{', compiled' if args.compile else ''}: image to logits at 1/{network.backbone.strides[-1]} of its size, median of {args.runs} "
           f"runs, on {machine(device)}, PyTorch {torch.__version__.partition('+')[0]}; multiply-adds are those of "
           f"convolutions and matrix products")
 
