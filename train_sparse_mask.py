@@ -110,7 +110,8 @@ def new_network(args: argparse.Namespace, notes: list) -> FullyDenseNetwork | Sp
     parts = {"backbone": weights.backbone if weights else args.backbone_name, "connection": args.connection,
              "fusion": args.fusion, "head": args.head, "depth": args.depth, "num_classes": args.n_class}
     network = FullyDenseNetwork(strengths=args.strengths, **parts) if args.search else SparseMask(mask, **parts)
-    notes += load_encoder(network.backbone, weights) if weights else ["encoder: random weights"]
+    notes += (load_encoder(network.backbone, weights, args.partial_weights) if weights else
+              ["encoder: random weights"])
     return network
 
 

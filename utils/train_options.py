@@ -31,7 +31,7 @@ from utils.run import RELEASED_ITERATIONS
 from utils.run_length import Length, resumed_length, stored_length
 
 # Settings that make a network of which a trained one has no part, or not all.
-OTHER_NETWORK = {"search", "mask_path", "pretrained_model", "strengths", "depth", *(
+OTHER_NETWORK = {"search", "mask_path", "pretrained_model", "partial_weights", "strengths", "depth", *(
     option for option, _ in PART_OPTIONS.values())}
 DESCRIPTION = ("Search a connectivity (--search), or train the network of one (--mask_path). "
                "PASCAL VOC 2012 or your own data.")
@@ -55,6 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("model")
     group.add_argument("--pretrained_model", default="imagenet",
                        help="encoder weights: imagenet (torchvision's, downloaded once), none, or a file")
+    group.add_argument("--partial_weights", action="store_true",
+                       help="accept encoder weights that lack some of the encoder, which then starts from random "
+                            "weights")
     add_model_options(group)
     add = parser.add_argument_group("search").add_argument
     add("--strengths", metavar="NAME", default="sigmoid",
@@ -178,7 +181,7 @@ def new_run_command(checkpoint: Checkpoint, changes: dict) -> str:
         settings["ft_model"] = checkpoint.path if trained else None
     if settings["ft_model"] is not None:  # the file has these
         known = {name for kind, (name, _) in PART_OPTIONS.items() if not is_own(settings[name])}
-        known |= {"search", "mask_path", "pretrained_model", "depth", "n_class", "class_names"}
+        known |= {"search", "mask_path", "pretrained_model", "partial_weights", "depth", "n_class", "class_names"}
         settings = {name: value for name, value in settings.items() if name in changes or name not in known}
     elif changes.get("mask_path"):
         settings["search"] = False
