@@ -179,9 +179,9 @@ def main(args: argparse.Namespace) -> None:
     for name, value in rows:
         print(f"{name:<14} {value}")
     print(f"measured with images of {size}, batch {args.batch_size}, {args.type}, channels last, "
-          f"BN folded{', compiled' if args.compile else ''}: image to logits at 1/{network.backbone.strides[-1]} of its size, median of {args.runs} "
-          f"runs, on {machine(device)}, PyTorch {torch.__version__.partition('+')[0]}; multiply-adds are those of "
-          f"convolutions and matrix products")
+          f"BN folded{', compiled' if args.compile else ''}: image to logits at 1/{network.backbone.strides[-1]} of its "
+          f"size, median of {args.runs} runs, on {machine(device)}, PyTorch {torch.__version__.partition('+')[0]}; "
+          f"multiply-adds are those of convolutions and matrix products")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ SAME_CLASSES = 0.999  # share of pixels: where two classes tie, rounding decides
 
 
 class Deployed(nn.Module):
-    """image (N, 3, H, W), normalized -> logits at the finest stride, logits of the image's size, or classes int64 (N, H, W)."""
+    """image (N, 3, H, W), normalized -> logits at the finest tap's size or the image's, or classes int64 (N, H, W)."""
 
     def __init__(self, network: nn.Module, output: str):
         super().__init__()
@@ -72,8 +72,8 @@ def trace(module: Deployed) -> torch.export.ExportedProgram:
             return torch.export.export(module, (torch.zeros(n, 3, h, w),), strict=False,
                                        dynamic_shapes={"image": {0: batch, 2: height, 3: width}})
     except torch._dynamo.exc.UserError as error:  # its operations depend on the size of the image
-        raise InputError(f"PyTorch {torch.__version__} cannot export the encoder {module.network.parts['backbone']} for "
-                         f"images of any size ({first_line(error)}); take another encoder", about="out") from None
+        raise InputError(f"PyTorch {torch.__version__} cannot export the encoder "
+                         f"{module.network.parts['backbone']} for images of any size ({first_line(error)}); take another encoder", about="out") from None
 
 
 class quiet(warnings.catch_warnings):
