@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import SparseMask, connectivity
 from models.backbones import make_backbone
 from models.inference import for_inference
+from models.transfer import load_for_encoder
 from utils.checkpoint import read_checkpoint
 from utils.cli import run_command
 from utils.errors import InputError
@@ -21,6 +22,7 @@ from utils.options import (
     HelpFormatter,
     add_class_options,
     add_device_options,
+    add_mask_encoder_option,
     add_model_options,
     check_numbers,
     check_part_names,
@@ -45,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("model (of a checkpoint: only parts of your own)")
     add_class_options(group, names=False)
     add_model_options(group, strengths=True)
+    add_mask_encoder_option(group)
     add_device_options(parser.add_argument_group("run"))
     return parser
 
@@ -57,10 +60,15 @@ def check_args(args: argparse.Namespace) -> None:
     check_part_names(args)
 
 
-def build_network(args: argparse.Namespace) -> nn.Module:
-    """The network that args.source names: of a mask with random weights, of a checkpoint with its own."""
+def build_network(args: argparse.Namespace, log: Callable[[str], None] = lambda _: None) -> nn.Module:
+    """The network that args.source names: of a mask with random weights, of a checkpoint with its own.
+
+    log: gets the lines on a mask that is carried over to another encoder.
+    """
     if connectivity.is_mask(args.source):
-        mask = connectivity.load(args.source, len(make_backbone(args.backbone_name).channels))
+        mask, lines = load_for_encoder(args.source, make_backbone(args.backbone_name).strides, args.mask_encoder)
+        for line in lines:
+            log(line)
         return SparseMask(mask, args.backbone_name, args.depth, args.n_class, args.connection, args.fusion, args.head)
     return require_options(read_checkpoint(args.source), args).build()
 
@@ -142,7 +150,7 @@ def machine(device: torch.device) -> str:
 def main(args: argparse.Namespace) -> None:
     """Prints what the network costs."""
     check_args(args)
-    network = build_network(args)
+    network = build_network(args, print)
     total = sum(p.numel() for p in network.parameters())
     encoder = sum(p.numel() for p in network.backbone.parameters())
     work = multiply_adds(network, args.size)
