@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import SparseMask, connectivity
 from models.backbones import make_backbone
 from models.inference import for_inference
+from models.transfer import load_for_encoder
 from utils.checkpoint import read_checkpoint
 from utils.cli import run_command
 from utils.errors import InputError
@@ -21,6 +22,7 @@ from utils.options import (
     HelpFormatter,
     add_class_options,
     add_device_options,
+    add_mask_encoder_option,
     add_model_options,
     check_numbers,
     check_part_names,
@@ -46,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("model (of a checkpoint: only parts of your own)")
     add_class_options(group, names=False)
     add_model_options(group, strengths=True)
+    add_mask_encoder_option(group)
     add_device_options(parser.add_argument_group("run"))
     return parser
 
@@ -58,15 +61,20 @@ def check_args(args: argparse.Namespace) -> None:
     check_part_names(args)
 
 
-def build_network(args: argparse.Namespace) -> nn.Module:
-    """The network that args.source names: of a mask with random weights, of a checkpoint with its own."""
+def build_network(args: argparse.Namespace, log: Callable[[str], None] = lambda _: None) -> nn.Module:
+    """The network that args.source names: of a mask with random weights, of a checkpoint with its own.
+
+    log: gets the lines on a mask that is carried over to another encoder.
+    """
     if connectivity.is_mask(args.source):
-        mask = connectivity.load(args.source, len(make_backbone(args.backbone_name).channels))
+        mask, lines = load_for_encoder(args.source, make_backbone(args.backbone_name).strides, args.mask_encoder)
+        for line in lines:
+            log(line)
         return SparseMask(mask, args.backbone_name, args.depth, args.n_class, args.connection, args.fusion, args.head)
     return require_options(read_checkpoint(args.source), args).build()
 
 
-def describe_encoder(name: str) -> str:
+def describe_taps(name: str) -> str:
     """The taps of an encoder, what a connectivity calls them, and its parameters: a few lines."""
     backbone = make_backbone(name)
     parameters = sum(p.numel() for p in backbone.parameters())
@@ -154,9 +162,9 @@ def main(args: argparse.Namespace) -> None:
     """Prints what the network costs."""
     check_args(args)
     if args.source is None:
-        print(describe_encoder(args.backbone_name))
+        print(describe_taps(args.backbone_name))
         return
-    network = build_network(args)
+    network = build_network(args, print)
     total = sum(p.numel() for p in network.parameters())
     encoder = sum(p.numel() for p in network.backbone.parameters())
     work = multiply_adds(network, args.size)
@@ -179,8 +187,9 @@ def main(args: argparse.Namespace) -> None:
     for name, value in rows:
         print(f"{name:<14} {value}")
     print(f"measured with images of {size}, batch {args.batch_size}, {args.type}, channels last, "
-          f"BN folded{', compiled' if args.compile else ''}: image to logits at 1/{network.backbone.strides[-1]} of its "
-          f"size, median of {args.runs} runs, on {machine(device)}, PyTorch {torch.__version__.partition('+')[0]}; "
+          f"BN folded{', compiled' if args.compile else ''}: image to logits at 1/{network.backbone.strides[-1]} of "
+          f"its size, median of {args.runs} runs, on {machine(device)}, PyTorch "
+          f"{torch.__version__.partition('+')[0]}; "
           f"multiply-adds are those of convolutions and matrix products")
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from models import FullyDenseNetwork, SparseMask, connectivity
-from models.backbones import BACKBONES, MOBILENETS
+from models.backbones import BACKBONES, MOBILENETS, make_backbone
 from models.components import check_name, is_own
 from models.network import CONNECTIONS, DEFAULT_PARTS, FUSIONS, HEADS, MAX_CHANNELS, without_module_prefix
 from models.strengths import STRENGTHS
+from models.transfer import load_for_encoder
 from utils.errors import InputError
 from utils.tensor_files import check_tensor, load_file
 from VOC12.labels import VOID
@@ -67,9 +68,16 @@ class Checkpoint:
                 raise InputError(f"the checkpoint {self.path} has {label} {getattr(self, what)}, but {given} was "
                                  f"given; leave the option out or give the right file", about=what)
 
-    def require_mask(self, mask: str | None) -> None:
-        """Raises InputError if a mask was given and is not the connectivity of the checkpoint."""
-        if mask and (connectivity.load(mask, len(self.connectivity)) != self.connectivity).any():
+    def require_mask(self, mask: str | None, mask_encoder: str | None = None) -> None:
+        """Raises InputError if a mask was given and is not the connectivity of the checkpoint, or carried over to it.
+
+        mask_encoder: the encoder that the mask was found on, if known, see transfer.load_for_encoder.
+        """
+        if mask is None:
+            return
+        self.require_trust()
+        strides = make_backbone(self.parts["backbone"]).strides
+        if not np.array_equal(load_for_encoder(mask, strides, mask_encoder)[0], self.connectivity):
             raise InputError(f"the mask {mask} is not the connectivity of {self.path}; leave it out, since the "
                              f"checkpoint contains its own", about="connectivity")
 
@@ -91,15 +99,19 @@ class Checkpoint:
                                      f"the option out or give the right file", about=kind)
         self.trusted.update(self.own_parts.values())
 
+    def require_trust(self) -> None:
+        """Raises InputError for a part that would have to be imported and that the user did not name."""
+        for kind, name in self.own_parts.items():
+            if name not in self.trusted:
+                raise InputError(f"the checkpoint {self.path} uses the {kind} {name!r}, which has to be imported; "
+                                 f"name it first (require_parts)", about=kind)
+
     def build(self, num_classes: int | None = None) -> FullyDenseNetwork | SparseMask:
         """The network with its weights; for another number of classes its head starts anew.
 
         Raises InputError if the weights do not fit, or for a part that the user did not name.
         """
-        for kind, name in self.own_parts.items():
-            if name not in self.trusted:
-                raise InputError(f"the checkpoint {self.path} uses the {kind} {name!r}, which has to be imported; "
-                                 f"name it first (require_parts)", about=kind)
+        self.require_trust()
         sizes = {"depth": self.depth, "num_classes": num_classes or self.num_classes, **self.parts,
                  "normalization": self.normalization}
         network = FullyDenseNetwork(**sizes) if self.kind == "search" else SparseMask(self.connectivity, **sizes)

@@ -89,6 +89,19 @@ def add_model_options(parser: argparse._ActionsContainer, from_checkpoint: bool 
                         help=f"channels of a decoder stage{note}")
 
 
+def add_mask_encoder_option(parser: argparse._ActionsContainer) -> None:
+    """--mask_encoder: a connectivity is carried over from the encoder that it was found on."""
+    parser.add_argument("--mask_encoder", metavar="NAME", help="the encoder that the mask was found on, for it to be "
+                        "carried over to this one (default: what the text beside the mask says)")
+
+
+def check_mask_encoder(args: argparse.Namespace) -> None:
+    """Raises InputError for a --mask_encoder without a mask."""
+    if getattr(args, "mask_encoder", None) and not getattr(args, "mask_path", None):
+        raise InputError("--mask_encoder is the encoder that a mask was found on, and there is none; leave it out, or "
+                         "give a mask")
+
+
 def given_parts(args: argparse.Namespace) -> dict:
     """The parts that stood on the command line, by kind; None for the others: a default contradicts nothing."""
     return {kind: option_if_given(args, option) for kind, (option, _) in PART_OPTIONS.items()}
@@ -118,6 +131,7 @@ def option_if_given(args: argparse.Namespace, name: str) -> object:
 
 def require_options(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
     """Raises InputError if an option that was given contradicts the checkpoint. Returns the checkpoint."""
+    check_mask_encoder(args)
     checkpoint.require_parts(given_parts(args))
     num_classes, depth = (option_if_given(args, name) for name in ("n_class", "depth"))
     checkpoint.require_same(num_classes, depth)
