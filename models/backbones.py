@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from models import components
-from models.library_encoders import TIMM, timm_encoder, torchvision_encoder, torchvision_names
+from models.components import TIMM
+from models.library_encoders import timm_encoder, torchvision_encoder, torchvision_names
 from models.mobilenet_v2 import MobileNetV2
 from utils.errors import InputError
 

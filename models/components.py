@@ -12,12 +12,12 @@ from torch import nn
 from utils.errors import InputError
 
 MANY = 8  # names; of more, only those near to the wrong one are said
-LIBRARY = "timm:"  # before a name that is that library's, not of somebody's own module
+TIMM = "timm:"  # before the name of one of that library's networks, which is not somebody's own module
 
 
 def is_own(name: str) -> bool:
     """Whether a name is that of somebody's own part, package.module:factory, which has to be imported."""
-    return ":" in name and not name.startswith(LIBRARY)
+    return ":" in name and not name.startswith(TIMM)
 
 
 def check_name(kind: str, name: str, known: Mapping[str, object]) -> None:

@@ -11,9 +11,9 @@ from types import ModuleType
 import torch
 from torch import nn
 
+from models.components import TIMM
 from utils.errors import InputError, first_line
 
-TIMM = "timm:"  # before the name of one of timm's networks
 PROBES = (128, 97)  # pixels a side of the images that the strides are read from
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in 0..1
 # Attributes of torchvision's networks: what follows the features, and what contains a chain of them.
@@ -108,13 +108,14 @@ def torchvision_encoder(name: str) -> LibraryEncoder:
     models = torchvision_models()
     net = models.get_model(name, weights=None,
                            **({"init_weights": False} if name in ("googlenet", "inception_v3") else {}))
-    for classifier in CLASSIFIERS:
-        if hasattr(net, classifier):
-            delattr(net, classifier)
-    chain = [f"{child}.{inner}" if child in CONTAINERS else child for child, module in net.named_children()
+    features = nn.Module()  # a bare one: MNASNet's own class refuses state dicts without a version
+    for child, module in net.named_children():
+        if child not in CLASSIFIERS:
+            features.add_module(child, module)
+    chain = [f"{child}.{inner}" if child in CONTAINERS else child for child, module in features.named_children()
              for inner in (dict(module.named_children()) if child in CONTAINERS else ("",))]
     mean, std = torchvision_normalization(models, name)
-    return LibraryEncoder(name, net, chain, 1 if name.startswith("swin") else 2, mean, std)
+    return LibraryEncoder(name, features, chain, 1 if name.startswith("swin") else 2, mean, std)
 
 
 def torchvision_normalization(models: ModuleType, name: str) -> tuple[Sequence[float], Sequence[float]]:

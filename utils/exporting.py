@@ -72,9 +72,9 @@ def trace(module: Deployed) -> torch.export.ExportedProgram:
             return torch.export.export(module, (torch.zeros(n, 3, h, w),), strict=False,
                                        dynamic_shapes={"image": {0: batch, 2: height, 3: width}})
     except torch._dynamo.exc.UserError as error:  # its operations depend on the size of the image
-        raise InputError(f"PyTorch {torch.__version__} cannot export the encoder "
-                         f"{module.network.parts['backbone']} for images of any size ({first_line(error)}); take another "
-                         f"encoder", about="out") from None
+        name = module.network.parts["backbone"]
+        raise InputError(f"PyTorch {torch.__version__} cannot export the encoder {name} for images of any size "
+                         f"({first_line(error)}); take another encoder", about="out") from None
 
 
 class quiet(warnings.catch_warnings):

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from models.backbones import BACKBONES
+from models.components import TIMM, is_own
+from models.library_encoders import import_timm, torchvision_models
 from models.mobilenet_v2 import MobileNetV2, torchvision_names
 from utils.errors import InputError
 from utils.tensor_files import check_tensor, load_file
@@ -34,10 +36,7 @@ def find_encoder_weights(pretrained: str, backbone: str) -> EncoderWeights | Non
     if pretrained == "none":
         return None
     if pretrained == "imagenet":
-        if backbone not in LAYOUTS:
-            raise InputError(f"there are no ImageNet weights for the backbone {backbone!r}; give a file of weights, or "
-                             f"none", about="pretrained")
-        source, content = "torchvision's ImageNet weights", download_imagenet()
+        source, content = download_imagenet(backbone)
     else:
         source, content = str(pretrained), load_file(pretrained, "file of pretrained weights")
         if not find_state_dicts(content):
@@ -64,18 +63,27 @@ def match_encoder(encoder: nn.Module, content: Mapping, source: str) -> Match | 
     return best_match(due_tensors(encoder), find_state_dicts(content), other_names, source)
 
 
-def download_imagenet() -> Mapping:
-    """torchvision's mobilenet_v2 weights, cached in torch's hub folder."""
+def download_imagenet(backbone: str) -> tuple[str, Mapping]:
+    """The ImageNet weights of a library's network, cached by that library: (where they come from, state dict).
+
+    Raises InputError if there are none, or if they can be neither downloaded nor read.
+    """
+    if is_own(backbone):
+        raise InputError(f"there are no ImageNet weights for the backbone {backbone!r}; give a file of weights, or "
+                         f"none", about="pretrained")
+    name = "mobilenet_v2" if backbone in LAYOUTS else backbone
     try:
-        from torchvision.models import MobileNet_V2_Weights
-    except Exception as error:  # a torchvision that does not match torch fails with more than ImportError
-        raise InputError(f"torchvision cannot be imported ({str(error).splitlines()[0]}), and the ImageNet "
-                         f"weights come from it; install the torchvision that fits your torch, or give a file "
-                         f"of weights, or none", about="pretrained") from None
-    try:
-        return MobileNet_V2_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no network, or a broken cached file
-        folder = os.path.join(torch.hub.get_dir(), "checkpoints")
+        if name.startswith(TIMM):
+            model = import_timm(name).create_model(name.removeprefix(TIMM), pretrained=True, features_only=True)
+            return "timm's ImageNet weights", model.state_dict()
+        weights = torchvision_models().get_model_weights(name)
+        chosen = getattr(weights, "IMAGENET1K_V1", weights.DEFAULT)
+        return "torchvision's ImageNet weights", chosen.get_state_dict(progress=True, check_hash=True,
+                                                                       weights_only=True)
+    except InputError:
+        raise
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        folder = os.path.join(torch.hub.get_dir(), "checkpoints")  # no network, or a broken cached file
         raise InputError(f"the ImageNet weights could not be downloaded to {folder}, or read there ({error}); delete a "
                          f"broken file, give a file of weights, or none to start from random weights",
                          about="pretrained") from None

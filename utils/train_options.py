@@ -58,7 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_crop_option(group, RELEASED_SIZE, "pixels; evaluation pads smaller images to it")
     group = parser.add_argument_group("model")
     group.add_argument("--pretrained_model", default="imagenet",
-                       help="encoder weights: imagenet (torchvision's, downloaded once), none, or a file")
+                       help="encoder weights: imagenet (the network's own, downloaded once by its library), none, "
+                            "or a file")
     group.add_argument("--partial_weights", action="store_true",
                        help="accept encoder weights that lack some of the encoder, which then starts from random "
                             "weights")
