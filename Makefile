@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo bench test torture lint clean
+.PHONY: demo bench gpu test torture lint clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -12,6 +12,9 @@ demo: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(RUN) -m benchmarks.bench
+
+gpu: $(VENV)/installed
+	$(RUN) -m benchmarks.gpu
 
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n 2 --dist loadfile

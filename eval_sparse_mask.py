@@ -8,6 +8,7 @@ from utils.data_options import label_map_of, naming_of, warn_of_repeats
 from utils.distributed import ProcessGroup, process_group
 from utils.engine import evaluate
 from utils.errors import InputError
+from utils.hardware import warn_of_slow_type
 from utils.metrics import scores, table
 from utils.options import (
     NO_LIST,
@@ -19,6 +20,7 @@ from utils.options import (
     add_device_options,
     add_mask_encoder_option,
     add_model_options,
+    add_timeout_option,
     augmentation_of,
     check_numbers,
     class_names_of,
@@ -51,14 +53,16 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--batch_size", type=int, help="images of equal size that go through the network together "
                                                       f"(default: {GPU_BATCH} on a GPU, 1 on a CPU)")
     group.add_argument("--compile", action="store_true",
-                       help="torch.compile the network first: tens of seconds that pay on long lists")
+                       help="torch.compile the network first: tens of seconds, up to three times, that pay on long "
+                            "lists")
     add_device_options(group)
+    add_timeout_option(group)
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     """Evaluates, as one of the processes that torchrun started or alone."""
-    with process_group(on_cpu=args.gpu == -1) as group:
+    with process_group(args.gpu == -1, args.timeout) as group:
         evaluate_checkpoint(args, group)
 
 
@@ -72,8 +76,11 @@ def evaluate_checkpoint(args: argparse.Namespace, group: ProcessGroup) -> None:
     checkpoint.require_mask(args.mask_path, args.mask_encoder)
     names = class_names_of(args.class_names, checkpoint.num_classes, checkpoint.class_names)
     device = select_device(args.gpu, print if group.is_main else lambda _: None, group.local_rank)
+    if group.is_main:
+        warn_of_slow_type(args.type, device)
     precision = Precision(args.type, device)
-    network = precision.place(checkpoint.build())
+    with explain_out_of_memory("give another --gpu, or -1 for the CPU", InputError):
+        network = precision.place(checkpoint.build())
     dataset = SegmentationDataset(args.im_path, args.gt_path, args.eval_list, network.num_classes,
                                   EvalTransform(padding_of(args.crop_size, checkpoint)),
                                   naming=naming_of(args.im_suffix, args.gt_suffix, checkpoint.settings),

@@ -1,11 +1,9 @@
 """Measure a network: parameters, multiply-adds, time, images a second and peak memory, and how they were measured."""
 import argparse
 import multiprocessing
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,6 +16,7 @@ from models.transfer import load_for_encoder
 from utils.checkpoint import read_checkpoint
 from utils.cli import run_command
 from utils.errors import InputError
+from utils.hardware import describe_device, warn_of_slow_type
 from utils.options import (
     HelpFormatter,
     add_class_options,
@@ -146,18 +145,6 @@ def timed(call: Callable[[], None], runs: int) -> float:
     return statistics.median(times)
 
 
-def machine(device: torch.device) -> str:
-    """What it was measured on."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].partition(":")[2].strip() if lines else model
-    return f"CPU ({model}), {torch.get_num_threads()} threads"
-
-
 def main(args: argparse.Namespace) -> None:
     """Prints what the network costs."""
     check_args(args)
@@ -168,7 +155,8 @@ def main(args: argparse.Namespace) -> None:
     total = sum(p.numel() for p in network.parameters())
     encoder = sum(p.numel() for p in network.backbone.parameters())
     work = multiply_adds(network, args.size)
-    device = select_device(args.gpu)
+    device = select_device(args.gpu, log=lambda _: None)  # the last line names it
+    convolutions = warn_of_slow_type(args.type, device)
     with explain_out_of_memory("give a smaller --batch_size or --size"):
         memory = measured_apart(args, device)
         seconds = timed(make_call(args, network, device), args.runs)
@@ -184,13 +172,15 @@ def main(args: argparse.Namespace) -> None:
             ("peak memory", "not measured" if memory is None else
              f"{memory / 2 ** 20:.0f} MiB " + ("allocated on the GPU, weights included" if device.type == "cuda" else
                                                "more than before the first batch")))
+    if convolutions:
+        rows += (("convolution", f"{1000 * convolutions[0]:.2g} ms in float32, {1000 * convolutions[1]:.2g} ms in "
+                                 f"{args.type}: 1x1, 64 channels, 65x65"),)
     for name, value in rows:
         print(f"{name:<14} {value}")
     print(f"measured with images of {size}, batch {args.batch_size}, {args.type}, channels last, "
           f"BN folded{', compiled' if args.compile else ''}: image to logits at 1/{network.backbone.strides[-1]} of "
-          f"its size, median of {args.runs} runs, on {machine(device)}, PyTorch "
-          f"{torch.__version__.partition('+')[0]}; "
-          f"multiply-adds are those of convolutions and matrix products")
+          f"its size, median of {args.runs} runs, on {describe_device(device)}, PyTorch "
+          f"{torch.__version__.partition('+')[0]}; multiply-adds are those of convolutions and matrix products")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from utils.cli import run_command
 from utils.data_options import naming_of
 from utils.errors import InputError
 from utils.fonts import warn_of_illegible
+from utils.hardware import warn_of_slow_type
 from utils.options import (
     HelpFormatter,
     add_augmentation_options,
@@ -62,7 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
                        help="larger images go in overlapping tiles of N pixels a side; 0 for none (default: images "
                             "that may not fit into memory)")
     group.add_argument("--compile", action="store_true",
-                       help="torch.compile the network first: tens of seconds for each new image size")
+                       help="torch.compile the network first: tens of seconds for the first image size, and again "
+                            "for all others")
     add_device_options(group)
     return parser
 
@@ -114,8 +116,11 @@ def main(args: argparse.Namespace) -> int:
         warn_of_illegible(names, LEGEND_SIZE)
     size = padding_of(args.crop_size, checkpoint)
     device = select_device(args.gpu)
+    warn_of_slow_type(args.type, device)
     precision = Precision(args.type, device)
-    predict = Predictor(precision.place(checkpoint.build()), precision, augmentation, args.tile, args.compile)
+    with explain_out_of_memory("give another --gpu, or -1 for the CPU", InputError):
+        network = precision.place(checkpoint.build())
+    predict = Predictor(network, precision, augmentation, args.tile, args.compile)
     dataset = ImageFiles([file for file, _ in pairs], EvalTransform(size))
     loader = make_loader(dataset, min(args.n_worker, len(pairs)), pin_memory=device.type == "cuda")
     failed = 0

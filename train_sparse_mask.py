@@ -3,12 +3,14 @@ import argparse
 import contextlib
 import functools
 import shlex
+import sys
 from pathlib import Path
 
 import torch
 
 from models import FullyDenseNetwork, SparseMask
 from models.backbones import make_backbone
+from models.inference import explain_compiler
 from models.layers import freeze_bn_affine, set_bn_momentum
 from models.losses import find_regularizer
 from models.sync_bn import synchronize_bn
@@ -18,6 +20,7 @@ from utils.cli import run_command, warnings_as_lines
 from utils.distributed import ProcessGroup, process_group
 from utils.engine import Trainer, search_losses, train_losses
 from utils.errors import InputError, StepInterrupted
+from utils.hardware import warn_of_slow_type
 from utils.options import NO_LIST, own_part_options
 from utils.pretrained import find_encoder_weights, load_encoder
 from utils.resume import continue_with, describe_changes
@@ -27,12 +30,12 @@ from utils.run_length import Length, derive, describe_derived
 from utils.run_log import RunLog
 from utils.runtime import (
     Precision,
-    StopRequest,
     explain_out_of_memory,
     make_deterministic,
     seed_everything,
     select_device,
 )
+from utils.stopping import STOPPED, StopRequest
 from utils.train_data import Data, load_data
 from utils.train_options import build_parser, commands_after_nan, find_source, length_of_run
 from VOC12.loading import explain_loader_death
@@ -40,7 +43,7 @@ from VOC12.loading import explain_loader_death
 
 def main(args: argparse.Namespace) -> int:
     """Searches or trains, as one of the processes that torchrun started or alone. Returns the exit code."""
-    with process_group(on_cpu=args.gpu == -1) as group:
+    with process_group(args.gpu == -1, args.timeout) as group:
         return search_or_train(args, group)
 
 
@@ -62,6 +65,8 @@ def prepare_device(args: argparse.Namespace, group: ProcessGroup, notes: list) -
     device = select_device(args.gpu, notes.append, group.local_rank)
     if args.deterministic:
         make_deterministic()
+    if group.is_main:
+        warn_of_slow_type(args.type, device)
     seed_everything(args.seed)
     return Precision(args.type, device)
 
@@ -168,15 +173,24 @@ def train(args: argparse.Namespace, trainer: Trainer, folder: RunFolder | None, 
     parts = trainer.state.network.parts
     on_resume = own_part_options({**parts, "regularizer": args.sparse_loss} if args.search else parts)
     resume = folder and f"python train_sparse_mask.py --resume {shlex.quote(str(folder.path))}{on_resume}"
-    with StopRequest(group) as stop:
+
+    def last_words(sentence: str) -> None:
+        """Logs why the run is ended from outside, since a process does not answer, and how to continue it."""
+        if folder:
+            folder.log(f"{sentence}. " + ("No checkpoint was written yet" if folder.saved_at is None else
+                                          f"Saved at iteration {folder.saved_at}. To continue:\n  {resume}"))
+        else:
+            print(f"the process of rank {group.rank} {sentence}", file=sys.stderr)
+
+    with StopRequest(group, last_words) as stop:
         try:
-            with (explain_loader_death(), group.explain_lost_process(),
+            with (explain_loader_death(), group.explain_lost_process(), explain_compiler(StepInterrupted),
                   explain_out_of_memory("give a smaller --batch_size or --crop_size, or --type bfloat16")):
                 finished = trainer.run(lambda: stop.requested)
         except (NotFinite, InputError) as error:
             return give_up(error, args, trainer, folder, group, resume)
     if folder is None:
-        return 0 if finished else 130
+        return 0 if finished else STOPPED
     if finished:
         last = shlex.quote(str(folder.path / f"checkpoint_{trainer.state.iteration}.pth.tar"))
         folder.log(f"done: {last}\nnext: {next_command(args, last, own_part_options(parts))}")
@@ -184,7 +198,7 @@ def train(args: argparse.Namespace, trainer: Trainer, folder: RunFolder | None, 
         folder.log("stopped before the first step: there is nothing to resume" if folder.saved_at is None else
                    f"stopped at iteration {trainer.state.iteration} and saved. To continue:\n  {resume}")
     folder.close()
-    return 0 if finished else 130
+    return 0 if finished else STOPPED
 
 
 def next_command(args: argparse.Namespace, checkpoint: str, parts: str) -> str:

@@ -84,7 +84,8 @@ def exit_flag() -> ctypes.c_byte:
 
 def ignore_signals(exiting: ctypes.c_byte, worker_id: int) -> None:
     """In loader processes: a signal to the whole group reaches them too, but the main process decides when to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if exiting.value else None)
 
 
@@ -163,12 +164,24 @@ def batches(loader: Iterable) -> Iterator[Sample]:
 
 
 def join_equal(samples: Iterable[Sample], batch_size: int) -> Iterator[Sample]:
-    """Batches (Samples) -> larger batches of images of equal size: batch_size of them or more, then the rest."""
+    """Batches (Samples) -> larger batches of images of equal size: batch_size of them or more, then the rest.
+
+    Of batches in pinned memory they are pinned too.
+    """
     waiting = {}
     for sample in samples:
         same = waiting.setdefault(sample.label.shape[1:], [])
         same.append(sample)
         if sum(len(part.label) for part in same) >= batch_size:
-            yield Sample(*map(torch.cat, zip(*waiting.pop(sample.label.shape[1:]), strict=True)))
+            yield Sample(*map(join, zip(*waiting.pop(sample.label.shape[1:]), strict=True)))
     for same in waiting.values():
-        yield Sample(*map(torch.cat, zip(*same, strict=True)))
+        yield Sample(*map(join, zip(*same, strict=True)))
+
+
+def join(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tensors, one after the other along the first axis; pinned, if the first one is."""
+    if len(parts) == 1:
+        return parts[0]
+    size = sum(map(len, parts)), *parts[0].shape[1:]
+    joined = torch.empty(size, dtype=parts[0].dtype, pin_memory=parts[0].is_pinned())
+    return torch.cat(parts, out=joined)

@@ -3,6 +3,7 @@
 A transform returns a Sample of bytes; `to_network` turns a batch of them into the network's input, on the device. So a
 quarter of the data is copied from the loader to the device, and the device does the arithmetic of the normalization.
 """
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -114,23 +115,32 @@ def to_network(sample: Sample, device: torch.device | str, dtype: torch.dtype = 
 
     Both are on the device. normalization: mean and std of RGB in 0..1. The padding is 0, which is the mean.
     """
-    padded = padding(sample)
+    padded = padding(sample, device)
     image = sample.image.to(device, non_blocking=True).permute(0, 3, 1, 2).to(dtype)
     label = sample.label.to(device, non_blocking=True).long()
-    mean, std = (torch.tensor(v, device=device, dtype=dtype).view(1, 3, 1, 1) * 255 for v in normalization)
+    mean, std = of_bytes(normalization, image.device, dtype)
     image.sub_(mean).div_(std)
     if padded is not None:
-        image.masked_fill_(padded.to(device, non_blocking=True), 0)
+        image.masked_fill_(padded, 0)
     return image, label
 
 
-def padding(sample: Sample) -> torch.Tensor | None:
-    """bool (N, 1, H, W), true where a batch of Samples has padding; None if it has none."""
+@functools.lru_cache  # a copy to a GPU each time would wait for it
+def of_bytes(normalization: tuple[tuple[float, ...], tuple[float, ...]], device: torch.device,
+             dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """mean and std of RGB in 0..1 -> those of bytes, each (1, 3, 1, 1)."""
+    mean, std = (torch.tensor(v, device=device, dtype=dtype).view(1, 3, 1, 1) * 255 for v in normalization)
+    return mean, std
+
+
+def padding(sample: Sample, device: torch.device | str = "cpu") -> torch.Tensor | None:
+    """bool (N, 1, H, W) on the device, true where a batch of Samples has padding; None if it has none."""
     height, width = sample.label.shape[1:]
     if (sample.inside == torch.tensor([0, 0, height, width])).all():
         return None
-    y, x = torch.arange(height), torch.arange(width)
-    top, left, bottom, right = sample.inside[:, :, None].unbind(1)  # each (N, 1)
+    y, x = (torch.arange(length, device=device) for length in (height, width))
+    inside = sample.inside.to(device, non_blocking=True)
+    top, left, bottom, right = inside[:, :, None].unbind(1)  # each (N, 1)
     outside = ((y < top) | (y >= bottom))[:, :, None] | ((x < left) | (x >= right))[:, None]
     return outside[:, None]
 

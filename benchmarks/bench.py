@@ -22,7 +22,7 @@ from models.losses import resize_logits
 from utils.cli import run_command
 from utils.engine import search_losses, train_losses
 from utils.errors import InputError
-from utils.runtime import Precision, keep_freed_memory
+from utils.runtime import Precision, keep_freed_memory, select_device
 
 SPARSE = 0.01
 PARTS = ("steps", "inference", "loading", "evaluation", "memory", "rivals", "growth")
@@ -175,9 +175,10 @@ def growth(device, sync):
 
 
 def main(args):
-    device = torch.device(args.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device is cuda, but PyTorch sees no CUDA device here; leave the option out for the CPU")
+    # on a GPU both sides have the commands' precision of matrix products
+    device = select_device(0) if args.device == "cuda" else torch.device("cpu")
     if args.threads < 1:
         raise InputError(f"--threads is {args.threads}; give at least 1")
     torch.set_num_threads(args.threads)

@@ -3,10 +3,10 @@ import os
 import platform
 import statistics
 import time
-from pathlib import Path
 
 import torch
 
+from utils.hardware import instruction_set, processor_name, threads_in_words
 from utils.progress import progress_bar
 
 
@@ -27,15 +27,9 @@ def median_times(work, rounds=5, repeats=3, synchronize=lambda: None):
 
 def machine(device):
     """One line that describes where the figures come from."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                 if line.startswith("model name")]
-        cpu = names[0] if names else cpu
-    low = torch.backends.cpu.get_cpu_capability()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU used"
-    return (f"{os.cpu_count()} cores of {cpu} ({low}), {torch.get_num_threads()} threads, {name}, "
-            f"Python {platform.python_version()}, PyTorch {torch.__version__}")
+    return (f"{os.cpu_count()} cores of {processor_name()} ({instruction_set()}), {threads_in_words()}, "
+            f"{name}, Python {platform.python_version()}, PyTorch {torch.__version__}")
 
 
 def print_table(head, rows, form):

@@ -221,7 +221,10 @@ class Moments(torch.autograd.Function):
 def projected_moments(rows: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance of the outputs of rows @ weight.T, without computing them: W m and diag(W C W^T).
 
-    rows (n, C), weight (outputs, C) -> two tensors (outputs). It is cheap where C is small and n large.
+    rows (n, C), weight (outputs, C) -> two tensors (outputs). It is cheap where C is small and n large. The two
+    products are small, and in float64: TF32 would make variances of nearly collinear features negative.
     """
     mean, covariance = Moments.apply(rows)
-    return weight @ mean, ((weight @ covariance) * weight).sum(1)
+    wide = weight.double()
+    projected = wide @ mean.double(), ((wide @ covariance.double()) * wide).sum(1).clamp(min=0)
+    return tuple(result.to(mean.dtype) for result in projected)

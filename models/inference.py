@@ -2,10 +2,12 @@
 
 `for_inference` is the one call that evaluation, and whoever uses the networks elsewhere, share.
 """
+import contextlib
 import copy
 import functools
+import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,9 @@ from models.encoder_folding import fold_encoder
 from models.layers import BatchNorm2d, is_plain, resize
 from models.mobilenet_v2 import MIN_SIZE
 from models.sync_bn import SyncBatchNorm2d
-from utils.errors import InputError
+from utils.errors import InputError, InputWarning, first_line
+
+COMPILER_FAILURES = {"BackendCompilerFailed", "TritonMissing", "GPUTooOldForTriton"}  # in torch._dynamo, _inductor
 
 
 def for_inference(network: nn.Module, compiled: bool = False, dtype: torch.dtype | None = None) -> Callable:
@@ -25,8 +29,9 @@ def for_inference(network: nn.Module, compiled: bool = False, dtype: torch.dtype
 
     It is a copy: training the network on does not change it. Gradients do not pass. dtype: that of the autocast
     it will be called in, if any; the weights of its convolutions are cast once, then. compiled: torch.compile, with the
-    weights as constants on a CPU and as replayed CUDA graphs on a GPU; the first call of an image size takes tens of
-    seconds, and raises InputError where there is no compiler.
+    weights as constants on a CPU and as replayed CUDA graphs on a GPU; the first calls of two image sizes take tens of
+    seconds each, and raise InputError where there is no compiler. On a GPU the commands set
+    torch.set_float32_matmul_precision("high") before; whoever calls this alone has to choose that.
     """
     network = folded(network, dtype)
     return Compiled(network) if compiled else torch.no_grad()(network)
@@ -127,21 +132,64 @@ class TestTimeAugmentation:
         return total / (len(self.scales) * (1 + self.flip))
 
 
+@contextlib.contextmanager
+def explain_compiler(kind: type[InputError] = InputError) -> Iterator[None]:
+    """Turns the failure of torch.compile's compiler, where there is none or it is unfit, into an InputError."""
+    try:
+        yield
+    except RuntimeError as error:
+        # by names: not every version has them all, and importing torch._dynamo takes seconds
+        names = {cls.__name__ for cls in type(error).__mro__}
+        if names.isdisjoint(COMPILER_FAILURES):
+            raise
+        error = getattr(error, "inner_exception", error)
+        reason = first_line(error)
+        if isinstance(error, torch.OutOfMemoryError):
+            raise error from None
+        remedy = "install a C++ compiler (g++)"
+        if "triton" in reason.lower():
+            remedy = "its compiler is for newer GPUs" if "too old to be supported" in reason else "install triton"
+        raise kind(f"the network cannot be compiled here ({reason}); {remedy}, or run it uncompiled",
+                   about="compiled") from None
+
+
 class Compiled:
-    """A compiled network, as `for_inference` gives it."""
+    """A compiled network, as `for_inference` gives it.
+
+    The first image size is compiled for itself; with the second, sizes are left open, so that one more compilation
+    serves all others. Where a network of the user's own cannot be compiled so, PyTorch stops after a number of sizes:
+    further ones run uncompiled, with an InputWarning.
+    """
 
     def __init__(self, network: nn.Module):
         self.network = network
         cuda = next(network.parameters()).is_cuda
-        self.call = torch.compile(network, **({"mode": "reduce-overhead"} if cuda else
-                                              {"options": {"freezing": True}}))
+        # replayed graphs for the first size alone: each open size would be recorded anew
+        self.call = torch.compile(network, options={"triton.cudagraphs": True,
+                                                    "triton.cudagraph_skip_dynamic_graphs": True} if cuda else
+                                                   {"freezing": True})
+        self.batches = {}  # image size -> the largest batch so far
+        self.warned = False
 
     @torch.no_grad()
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """Raises InputError where there is no compiler."""
+        number, *size = image.shape
+        batch = self.batches[tuple(size)] = max(number, self.batches.get(tuple(size), 0))
+        if number < batch:  # the rest of a list: padded, it needs no compilation of its own
+            image = F.pad(image, (0, 0) * 3 + (0, batch - number))
+        if len(self.batches) > 1:
+            torch._dynamo.maybe_mark_dynamic(image, [0, 2, 3])
         try:
-            # a replayed graph writes its next result to the same memory
-            return self.call(image).clone() if image.is_cuda else self.call(image)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
-            reason = str(error.inner_exception).strip().splitlines()[0]
-            raise InputError(f"the network cannot be compiled here ({reason}); install a C++ compiler (g++), or run "
-                             f"it uncompiled", about="compiled") from None
+            with explain_compiler(), torch._dynamo.config.patch(fail_on_cache_limit_hit=True):
+                logits = self.call(image)[:number]
+        except Exception as error:
+            if type(error).__name__ not in ("FailOnRecompileLimitHit", "FailOnCacheLimitHit"):
+                raise
+            if not self.warned:
+                self.warned = True
+                warnings.warn(f"the network was compiled for as many image sizes as PyTorch compiles, and images of "
+                              f"{size[2]}x{size[1]} pixels and of further sizes run uncompiled", InputWarning,
+                              stacklevel=2)
+            return self.network(image)[:number]
+        return logits.clone() if image.is_cuda else logits  # a replayed graph writes its next result to that memory

@@ -72,11 +72,12 @@ def pixel_cross_entropy(logits: torch.Tensor, label: torch.Tensor, pixels: torch
     the label is only part of a batch; see count_pixels.
     """
     rows = logits.permute(0, 2, 3, 1).flatten(0, 2)  # a pixel's classes side by side: the fast case of the softmax
-    total = F.cross_entropy(rows, label.flatten(), class_weights, ignore_index=ignore_index, reduction="sum")
+    # reduction="sum" would run in a single thread block of a GPU, forward and backward
+    losses = F.cross_entropy(rows, label.flatten(), class_weights, ignore_index=ignore_index, reduction="none")
     if pixels is None:
         pixels = count_pixels(label, ignore_index, class_weights)
         pixels = pixels + (pixels == 0)
-    return total / pixels
+    return losses.sum() / pixels
 
 
 def count_pixels(label: torch.Tensor, ignore_index: int = IGNORE_INDEX,

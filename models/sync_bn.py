@@ -48,7 +48,7 @@ def shared_statistics(norms: Sequence[nn.BatchNorm2d], mean: torch.Tensor, var: 
     float64, because the square of the mean cancels.
     """
     wide = mean.double()
-    total = AllReduceSum.apply(torch.cat([n * wide, n * (var + wide.square()), wide.new_tensor([n])]))
+    total = AllReduceSum.apply(torch.cat([n * wide, n * (var + wide.square()), wide.new_full((1,), n)]))
     count = total[-1].clamp(min=1)
     shared_mean, square = (total[:-1] / count).chunk(2)
     shared_var = (square - shared_mean.square()).clamp(min=0)

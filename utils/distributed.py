@@ -11,8 +11,11 @@ do so: the others find its connection closed (`explain_lost_process`).
 import contextlib
 import inspect
 import os
+import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -21,7 +24,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import InputError, StepInterrupted, StoppedElsewhere
 
-CLOSED = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")  # in the errors after a peer's death
+# Seconds that a process waits for the others: longer than any download, checkpoint or evaluation by which one falls
+# behind. PyTorch waits so long with nccl, and 30 minutes with gloo.
+TIMEOUT = 600
+# In the errors of gloo, nccl and the store after another process died, and after the time-out.
+CLOSED = re.compile("connection closed|connection reset|broken pipe|remote process exit|got 0 bytes", re.IGNORECASE)
+SILENT = re.compile("time(d )?out", re.IGNORECASE)
+COMMUNICATION = re.compile("nccl|gloo", re.IGNORECASE)  # in those of any kind
+HINTS = {"out of memory": "use smaller batches, or see what else takes the GPU's memory",
+         "Duplicate GPU": "start at most one process per GPU"}
 
 
 class ProcessGroup:
@@ -31,6 +42,8 @@ class ProcessGroup:
         """local_rank: this process's number on its machine, None where torchrun did not start the run."""
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self.failed = False  # a process has failed, and all know it: there are no further collectives
+        self.silent = False  # another process does not answer: they cannot even end together
+        self.ending = threading.Event()  # all know that the run stops or failed: what is left to do, each does alone
 
     @property
     def is_main(self) -> bool:
@@ -53,6 +66,8 @@ class ProcessGroup:
             return stop
         flags = torch.tensor([stop, error is not None], dtype=torch.int64)
         dist.all_reduce(flags)
+        if flags.any():
+            self.ending.set()
         if flags[1]:
             self.failed = True
             errors = [None] * self.size
@@ -118,31 +133,54 @@ class ProcessGroup:
 
     @contextlib.contextmanager
     def explain_lost_process(self) -> Iterator[None]:
-        """Turns the error that a collective raises when another process is gone into one sentence."""
+        """Turns the error that a collective raises when it cannot reach another process into one sentence."""
         try:
             yield
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            if self.size == 1 or not any(word in reason for word in CLOSED):
+            reason = reason_of(error)
+            if self.size == 1 or not (isinstance(error, dist.DistError) or COMMUNICATION.search(str(error)) or
+                                      CLOSED.search(reason)):
                 raise
             self.failed = True
-            if not self.is_main:
-                raise StoppedElsewhere from None
-            raise InputError("another process of this run ended unexpectedly; look for its own message, or for the "
-                             "system's if memory ran out, correct that, and resume the run") from None
+            self.ending.set()
+            if CLOSED.search(reason):
+                if not self.is_main:
+                    raise StoppedElsewhere from None
+                raise InputError(f"another process of this run ended unexpectedly ({reason}); look for its own "
+                                 f"message, or for the system's if memory ran out, correct that, and resume the "
+                                 f"run") from None
+            # Below each process prints, for the main one may be the one that cannot.
+            this = f"the process of rank {self.rank}"
+            if SILENT.search(reason):
+                self.silent = True
+                raise InputError(f"{this} has no answer from the others ({reason}): one hangs, or its machine or "
+                                 f"network is down; correct that and resume the run, with a longer time-out if one "
+                                 f"needs more time alone", about="timeout") from None
+            hint = next((hint for words, hint in HINTS.items() if words in reason),
+                        "correct that and resume the run; NCCL_DEBUG=INFO prints more with nccl")
+            raise StepInterrupted(f"{this} cannot communicate with the others ({reason}); {hint}") from None
+
+
+def reason_of(error: BaseException, limit: int = 400) -> str:
+    """What an error of gloo, nccl or the store states, in a line, without places in PyTorch's sources."""
+    text = str(error).partition("\nException raised from")[0]
+    text = re.sub(r"(NCCL error in: )?\[?\S*\.[ch]pp:\d+[],]? *|\[\S*\.cc:\d+\] *", "", text)
+    lines = [line.strip(" :") for line in text.splitlines()]
+    return "; ".join(line for line in lines if line and line != "Last error")[:limit] or type(error).__name__
 
 
 ALONE = ProcessGroup()
 
 
 @contextlib.contextmanager
-def process_group(on_cpu: bool = False) -> Iterator[ProcessGroup]:
+def process_group(on_cpu: bool = False, timeout: int = TIMEOUT) -> Iterator[ProcessGroup]:
     """The ProcessGroup of all processes that torchrun started, or of this one alone.
 
     It ends with the block: when one process fails, so do all, and the main one raises the error. on_cpu: whether the
-    run uses CPUs even where there are GPUs. Raises InputError where the others cannot be reached.
+    run uses CPUs even where there are GPUs. timeout: seconds that a process waits for the others. Raises InputError
+    where they cannot be reached.
     """
-    group = join(on_cpu)
+    group = join(on_cpu, timeout)
     if group.size == 1:
         yield group
         return
@@ -156,16 +194,18 @@ def process_group(on_cpu: bool = False) -> Iterator[ProcessGroup]:
                 try:
                     group.report(error)
                 finally:
-                    leave()
+                    leave(group)
             raise
         except StoppedElsewhere:
-            leave()
+            leave(group)
             raise
-        leave()
+        leave(group)
 
 
-def join(on_cpu: bool) -> ProcessGroup:
+def join(on_cpu: bool, timeout: int) -> ProcessGroup:
     """Joins the process group that the environment describes."""
+    if timeout < 1:
+        raise InputError(f"the time-out is {timeout}; give a number of seconds from 1 up", about="timeout")
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return ALONE
     try:
@@ -175,19 +215,22 @@ def join(on_cpu: bool) -> ProcessGroup:
             on_gpu = not on_cpu and torch.cuda.is_available() and dist.is_nccl_available()
             if on_gpu:
                 torch.cuda.set_device(group.local_rank % torch.cuda.device_count())
-            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", rank=rank, world_size=size)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", rank=rank, world_size=size,
+                                    timeout=timedelta(seconds=timeout))
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"cannot join the other processes of the run ({str(error).splitlines()[0]}); start it with "
-                         f"torchrun, and leave RANK and WORLD_SIZE unset for a single process") from None
+        raise InputError(f"cannot join the other processes of the run ({reason_of(error)}); start it with torchrun, or "
+                         f"set MASTER_ADDR and MASTER_PORT to an address and a free port of the first machine, and "
+                         f"leave RANK and WORLD_SIZE unset for a single process") from None
     return group
 
 
-def leave() -> None:
+def leave(group: ProcessGroup) -> None:
     """Waits for the others, so that none is killed (torchrun does that when one ends) while it still saves.
 
     The process group is not destroyed: that would hold Python's lock and wait for gloo's threads, one of which may wait
     for that lock to release a tensor. With PyTorch 2.6 one of 20 evaluations by three processes never ended.
     run_command ends the process without that.
     """
-    with contextlib.suppress(RuntimeError):  # a process that is gone already
-        dist.barrier()
+    if not group.silent:
+        with contextlib.suppress(RuntimeError):  # a process that is gone already
+            dist.barrier()

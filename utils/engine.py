@@ -13,7 +13,7 @@ from models.losses import count_pixels, pixel_cross_entropy, resize_logits, tota
 from utils.distributed import ALONE, ProcessGroup
 from utils.metrics import Scores, confusion_matrix, scores
 from utils.run import NotFinite, TrainingState
-from utils.runtime import LEAST_SCALE, Precision
+from utils.runtime import LEAST_SCALE, Precision, start_reading, tuned_convolutions
 from VOC12.labels import VOID
 from VOC12.loading import batches, join_equal
 
@@ -25,10 +25,10 @@ class Losses:
     task: torch.Tensor
     sparse: torch.Tensor | None = None
 
-    def all_reduced(self, group: ProcessGroup) -> "Losses":
-        """Those of the whole batch, detached: each process has scaled its share so that their mean is that."""
-        parts = [part.detach() for part in (self.total, self.task, self.sparse) if part is not None]
-        return Losses(*(group.all_reduce(torch.stack(parts)) / group.size).unbind() if group.size > 1 else parts)
+    def all_reduced(self, group: ProcessGroup) -> torch.Tensor:
+        """Those of the whole batch, stacked: each process has scaled its share so that their mean is that."""
+        parts = torch.stack([part.detach() for part in (self.total, self.task, self.sparse) if part is not None])
+        return group.all_reduce(parts) / group.size if group.size > 1 else parts
 
 
 def search_losses(network: nn.Module, image: torch.Tensor, label: torch.Tensor, sparse_weight: float,
@@ -60,9 +60,9 @@ def train_step(network: nn.Module, image: torch.Tensor, label: torch.Tensor, com
                class_weights: torch.Tensor | None = None) -> tuple[Losses, torch.Tensor]:
     """One optimizer step of all processes, each with its share of the batch.
 
-    Returns (Losses of the whole batch, predictions int64 (N, H, W)). Raises NotFinite before the weights change.
-    With float16 the scaler skips the update where gradients overflow: weights, strengths and momentum stay as they are.
-    The statistics of BN are updated, for the forward pass was a valid one.
+    Returns (Losses of the whole batch, on the CPU; predictions int64 (N, H, W)). Raises NotFinite before the weights
+    change. With float16 the scaler skips the update where gradients overflow: weights, strengths and momentum stay as
+    they are. The statistics of BN are updated, for the forward pass was a valid one.
     """
     pixels = group.loss_divisor(count_pixels(label, VOID, class_weights))
     if class_weights is not None:
@@ -71,15 +71,20 @@ def train_step(network: nn.Module, image: torch.Tensor, label: torch.Tensor, com
     stance = contextlib.nullcontext() if len(image) else torch.compiler.set_stance("force_eager")
     with precision.autocast(), stance:
         losses, logits = compute_losses(network, image, label, pixels=pixels)
-    whole = losses.all_reduced(group)
-    if not math.isfinite(whole.total.item()):
-        raise NotFinite(f"the loss is {whole.total.item()} (cross-entropy {whole.task.item()})")
+    scale = precision.scaler.scale(torch.ones((1,), device=image.device))
+    read = start_reading(torch.cat([losses.all_reduced(group), scale]))
     optimizer.zero_grad(set_to_none=True)
     precision.scaler.scale(losses.total).backward()
+    # Here, and nowhere else in a step, the host waits for a GPU: for the end of the forward pass, while the GPU goes on
+    # with the backward pass.
+    *parts, scale = read().unbind()
+    whole = Losses(*parts)
+    if not math.isfinite(whole.total.item()):
+        raise NotFinite(f"the loss is {whole.total.item()} (cross-entropy {whole.task.item()})")
+    if scale < LEAST_SCALE:
+        raise NotFinite("the gradients overflow with every scale of the loss")
     precision.scaler.step(optimizer)
     precision.scaler.update()
-    if precision.scaler.get_scale() < LEAST_SCALE:
-        raise NotFinite("the gradients overflow with every scale of the loss")
     if hasattr(network, "clamp_strengths"):
         network.clamp_strengths()
     return whole, logits.detach().argmax(1)
@@ -92,7 +97,7 @@ class Watcher:
         """Before the first step, of a resumed run too."""
 
     def on_step(self, state: TrainingState, losses: Losses) -> None:
-        """After each step; losses: of the whole batch."""
+        """After each step; losses: of the whole batch, on the CPU."""
 
     def on_eval_image(self, state: TrainingState, index: int, image: torch.Tensor, prediction: torch.Tensor,
                       label: torch.Tensor) -> None:
@@ -144,6 +149,7 @@ class Trainer:
             self.watcher.on_end(state)
         return state.finished
 
+    @tuned_convolutions()
     def run_epoch(self, stop: Callable[[], bool]) -> None:
         """The steps of the rest of an epoch. Raises NotFinite, naming the iteration."""
         state, sampler = self.state, self.train_loader.batch_sampler

@@ -12,11 +12,14 @@ from VOC12.labels import VOID
 def confusion_matrix(prediction: torch.Tensor, label: torch.Tensor, num_classes: int) -> torch.Tensor:
     """int64 (classes, classes) on the inputs' device: rows are truth, columns prediction. Void pixels are left out.
 
-    prediction and label: integer tensors of the same shape.
+    prediction and label: integer tensors of the same shape, (N, H, W) or another of two axes or more. Nothing here
+    waits for the device: selecting the pixels that count would, and so would torch.bincount, which reads its maximum.
     """
-    void = num_classes ** 2  # one cell more: selecting the other pixels would wait for the device and copy them
-    cells = torch.where(label == VOID, void, label * num_classes + prediction)
-    return torch.bincount(cells.flatten(), minlength=void + 1)[:void].reshape(num_classes, num_classes)
+    void = num_classes ** 2  # one cell more
+    cells = torch.where(label == VOID, void, label.long() * num_classes + prediction).flatten(1)
+    counts = cells.new_zeros(len(cells), void + 1)  # an image a row: a GPU adds to one number one pixel at a time
+    counts.scatter_add_(1, cells, cells.new_ones(()).expand_as(cells))
+    return counts.sum(0)[:void].reshape(num_classes, num_classes)
 
 
 @dataclass

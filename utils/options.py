@@ -11,6 +11,7 @@ from models.losses import REGULARIZERS
 from models.mobilenet_v2 import MIN_SIZE
 from utils.checkpoint import PARTS, Checkpoint
 from utils.data_options import add_file_options
+from utils.distributed import TIMEOUT
 from utils.errors import InputError
 from utils.parallel import count_cores
 from utils.runtime import TYPES
@@ -44,9 +45,17 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 def add_device_options(parser: argparse._ActionsContainer) -> None:
     """--gpu and --type, the same in every command."""
-    parser.add_argument("--gpu", type=int, default=0, help="index of the CUDA device, -1 for the CPU")
+    parser.add_argument("--gpu", type=int, default=0,
+                        help="index of the CUDA device, -1 for the CPU, which is also used where there is no CUDA; "
+                             "Apple's MPS is not used")
     parser.add_argument("--type", choices=TYPES, default="float32",
                         help="float16 and bfloat16 are mixed precision (autocast); float64 computes in double")
+
+
+def add_timeout_option(parser: argparse._ActionsContainer) -> None:
+    """--timeout, of the commands that take several processes."""
+    parser.add_argument("--timeout", type=int, metavar="SECONDS", default=TIMEOUT,
+                        help="several processes: how long one waits for the others before it gives up")
 
 
 def add_data_options(parser: argparse._ActionsContainer, training: bool = False) -> None:

@@ -1,10 +1,9 @@
-"""Device, precision, seeds and signals: what a run needs from the machine."""
+"""Device, precision, seeds and memory: what a run needs from the machine."""
 import contextlib
 import ctypes
 import os
 import random
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from utils.distributed import ProcessGroup
-from utils.errors import InputError, StepInterrupted, first_line
+from utils import device_errors
+from utils.errors import InputError, StepInterrupted
+from utils.hardware import cuda_is_available, describe_device, why_no_cuda
 from VOC12.transforms import IMAGENET, Sample, to_network
 
 START_SCALE = 2.0 ** 16  # of the loss, in float16
@@ -26,32 +25,34 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def select_device(gpu: int, log: Callable[[str], None] = print, local_rank: int | None = None) -> torch.device:
-    """Index of a CUDA device -> torch.device. -1 is the CPU; a machine without CUDA uses the CPU and logs that.
+    """Index of a CUDA device -> torch.device. -1 is the CPU; a machine without CUDA uses the CPU.
 
-    local_rank: the process's number on its machine if torchrun started it, and then its GPU's. Raises InputError for a
-    device that does not exist.
+    log: gets the device in words and, where it is the CPU without being asked for, why. local_rank: the process's
+    number on its machine if torchrun started it, and then its GPU's; but a process that sees one GPU alone takes that.
+    Raises InputError for a device that does not exist.
     """
     if gpu < -1:
         raise InputError(f"the device is {gpu}; give the index of a GPU, or -1 for the CPU", about="gpu")
-    if local_rank is not None and gpu != -1 and torch.cuda.is_available():
+    if local_rank is not None and gpu != -1 and cuda_is_available():
         if gpu > 0:
             raise InputError(f"the device is GPU {gpu}, but each of torchrun's processes takes its own GPU, counted "
                              f"from 0; leave the option out (CUDA_VISIBLE_DEVICES chooses GPUs), or give -1 for the "
                              f"CPU", about="gpu")
-        if local_rank >= torch.cuda.device_count():
+        if local_rank >= torch.cuda.device_count() > 1:
             raise InputError(f"there are more processes on this machine than its {torch.cuda.device_count()} CUDA "
                              f"devices; start as many as there are devices, or give -1 for the CPU", about="gpu")
-        gpu = local_rank
-    if gpu == -1 or not torch.cuda.is_available():
-        if gpu != -1:
-            log("no CUDA device here: running on the CPU")
+        gpu = local_rank % torch.cuda.device_count()  # a batch system may show each process one GPU, its own
+    if gpu == -1 or not cuda_is_available():
+        device = torch.device("cpu")
+        log(f"running on {describe_device(device)}" + (f"; {why_no_cuda()}" if gpu != -1 else ""))
         keep_freed_memory()
-        return torch.device("cpu")
+        return device
     if gpu >= torch.cuda.device_count():
         raise InputError(f"the device is GPU {gpu}, but this machine has {torch.cuda.device_count()} CUDA devices, "
                          f"counted from 0; give one of them, or -1 for the CPU", about="gpu")
     torch.cuda.set_device(gpu)
     torch.set_float32_matmul_precision("high")  # TF32, as in convolutions: the 1x1 ones are matrix products here
+    log(f"running on {describe_device(torch.device('cuda', gpu))}")
     return torch.device("cuda", gpu)
 
 
@@ -130,54 +131,47 @@ def make_deterministic() -> None:
 
 
 @contextlib.contextmanager
+def tuned_convolutions() -> Iterator[None]:
+    """Within it cuDNN tries its algorithms for every new size, and keeps the fastest: for sizes that come back.
+
+    It does not after make_deterministic.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def start_reading(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Starts to copy a tensor to the CPU. Returns a function that waits for the copy and returns it.
+
+    It waits for nothing that the GPU was given after this call, as `tensor.item()` would.
+    """
+    if not tensor.is_cuda:
+        return lambda: tensor
+    copy = tensor.to("cpu", non_blocking=True)  # into pinned memory
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> torch.Tensor:
+        copied.synchronize()
+        return copy
+    return read
+
+
+@contextlib.contextmanager
 def explain_out_of_memory(advice: str, kind: type[InputError] = StepInterrupted) -> Iterator[None]:
     """Turns running out of memory into an InputError (`kind` of it) that says what to do.
 
-    The same for an operation without a deterministic algorithm, after make_deterministic.
+    The same for the other reasons in utils/device_errors.py: a driver that does not fit, an operation without a
+    deterministic algorithm after make_deterministic.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise kind(f"the GPU ran out of memory ({first_line(error)}); {advice}") from None
-    except MemoryError:
-        raise kind(f"the memory ran out; {advice}") from None
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" in str(error):
-            raise kind(f"the memory ran out ({first_line(error).rpartition('DefaultCPUAllocator: ')[2]}); "
-                       f"{advice}") from None
-        if "deterministic implementation" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        sentence, about = device_errors.describe(error, advice) or (None, None)
+        if sentence is None:
             raise
-        raise kind(f"deterministic algorithms are impossible here ({str(error).split('.')[0]}); do without them, or "
-                   f"run on the CPU", about="deterministic") from None
-
-
-class StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into `requested`, which the training loop reads between two steps.
-
-    A second signal stops at once. Use as a context manager; outside it signals work as before. Under torchrun, which
-    sends signals of its own and kills what does not end in half a minute, a second one changes nothing, nor does one
-    after the block.
-    """
-
-    def __init__(self, group: ProcessGroup):
-        self.requested = False
-        self.before, self.group = {}, group
-
-    def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.before[number] = signal.signal(number, self.handle)
-        return self
-
-    def __exit__(self, *_):
-        if self.group.size == 1:  # else torchrun's signal, after another process failed, would cut the last output off
-            for number, handler in self.before.items():
-                signal.signal(number, handler)
-
-    def handle(self, number, frame):
-        """The signal handler."""
-        if self.requested and self.group.size == 1:
-            raise KeyboardInterrupt
-        if self.group.is_main and not (self.requested or self.group.failed):
-            tqdm.write("stopping after this step or evaluation, and saving" +
-                       ("; once more stops at once, without saving" if self.group.size == 1 else ""))
-        self.requested = True
+        raise kind(sentence, about) from None

@@ -48,6 +48,7 @@ def load_data(args: argparse.Namespace, source: Checkpoint | None, device: torch
         if eval_set:
             warn_of_repeats(args.eval_list, eval_set, "each counts once")
             eval_set.survey()  # a label of another range, found now and not after an epoch
+    group.synchronize()  # before the others read all labels for their weights
     class_weights = class_weights_of(args.class_weights, names, lambda: train_set.survey(limit=None))
     sampler = EpochBatches(len(train_set), args.batch_size, args.seed, group.share)
     pin_memory = device.type == "cuda"

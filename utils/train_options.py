@@ -19,6 +19,7 @@ from utils.options import (
     add_device_options,
     add_mask_encoder_option,
     add_model_options,
+    add_timeout_option,
     check_crop_size,
     check_mask_encoder,
     check_numbers,
@@ -100,7 +101,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--compile", action="store_true", help="torch.compile the network: minutes at the start, meant for long runs "
                                                "on a GPU; on a CPU it gains nothing")
     add_device_options(group)
-    add = parser.add_argument_group("run").add_argument
+    group = parser.add_argument_group("run")
+    add_timeout_option(group)
+    add = group.add_argument
     add("--exp_path", default="SparseMaskVOC", help="the run goes to EXP_PATH/TIMESTAMP")
     add("--eval_interval", type=int, default=1, help="epochs between two evaluations; the last is always evaluated")
     add("--save_interval", type=int, default=0, help="iterations between two checkpoints inside an epoch; 0: only at "
@@ -170,6 +173,7 @@ def resumed(args: argparse.Namespace) -> tuple[Checkpoint, argparse.Namespace]:
         raise InputError(f"the run {checkpoint.path} uses the regularizer {settings['sparse_loss']!r}, which this "
                          f"program would have to import; if you trust it, add --sparse_loss {settings['sparse_loss']}")
     checkpoint.require_parts(given_parts(args))
+    settings["timeout"] = args.timeout  # the processes have joined with it before the checkpoint was read
     return checkpoint, argparse.Namespace(**settings, given=args.given)
 
 
