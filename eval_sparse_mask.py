@@ -2,6 +2,7 @@
 import argparse
 import shlex
 
+from utils.augmentation import add_augmentation_options, augmentation_of
 from utils.checkpoint import read_checkpoint
 from utils.cli import run_command
 from utils.data_options import label_map_of, naming_of, warn_of_repeats
@@ -14,14 +15,12 @@ from utils.options import (
     NO_LIST,
     RELEASED_SIZE,
     HelpFormatter,
-    add_augmentation_options,
     add_crop_option,
     add_data_options,
     add_device_options,
     add_mask_encoder_option,
     add_model_options,
     add_timeout_option,
-    augmentation_of,
     check_numbers,
     class_names_of,
     padding_of,
