@@ -7,10 +7,18 @@ from pathlib import Path
 from models import connectivity
 from models.backbones import make_backbone
 from models.pruning import DEFAULT_THRESHOLD, check_threshold, prune
+from models.transfer import load_for_encoder
 from utils.checkpoint import Checkpoint, read_checkpoint
 from utils.cli import run_command
 from utils.errors import InputError, first_line
-from utils.options import HelpFormatter, add_model_options, check_numbers, check_part_names, require_options
+from utils.options import (
+    HelpFormatter,
+    add_mask_encoder_option,
+    add_model_options,
+    check_numbers,
+    check_part_names,
+    require_options,
+)
 from utils.run_folder import find_last_checkpoint
 from utils.strengths_file import STRENGTHS, read_strengths
 
@@ -25,7 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", help="folder for the pictures (default: beside the source)")
     parser.add_argument("--thres", type=float, default=DEFAULT_THRESHOLD,
                         help="of a search: the threshold that the architecture is pruned at")
-    add_model_options(parser.add_argument_group("model (of a checkpoint: only parts of your own)"), strengths=True)
+    group = parser.add_argument_group("model (of a checkpoint: only parts of your own)")
+    add_model_options(group, strengths=True)
+    add_mask_encoder_option(group)
     return parser
 
 
@@ -61,7 +71,9 @@ def main(args: argparse.Namespace) -> None:
     is_run = os.path.isdir(source)
     if connectivity.is_mask(args.source):
         backbone = make_backbone(args.backbone_name)
-        mask = connectivity.load(args.source, len(backbone.channels))
+        mask, lines = load_for_encoder(args.source, backbone.strides, args.mask_encoder)
+        for line in lines:
+            print(line)
         figures = {"architecture": drawing.draw_architecture(mask, backbone.channels, backbone.strides, args.depth)}
     else:
         checkpoint = require_options(read_checkpoint(find_last_checkpoint(source)), args)

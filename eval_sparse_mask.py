@@ -2,6 +2,7 @@
 import argparse
 import shlex
 
+from utils.augmentation import add_augmentation_options, augmentation_of
 from utils.checkpoint import read_checkpoint
 from utils.cli import run_command
 from utils.data_options import label_map_of, naming_of, warn_of_repeats
@@ -14,13 +15,12 @@ from utils.options import (
     NO_LIST,
     RELEASED_SIZE,
     HelpFormatter,
-    add_augmentation_options,
     add_crop_option,
     add_data_options,
     add_device_options,
+    add_mask_encoder_option,
     add_model_options,
     add_timeout_option,
-    augmentation_of,
     check_numbers,
     class_names_of,
     padding_of,
@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("model")
     group.add_argument("--pretrained_model", required=True, help="a checkpoint of a training")
     group.add_argument("--mask_path", help="the connectivity; the checkpoint contains it, so this only checks it")
+    add_mask_encoder_option(group)
     add_model_options(group, from_checkpoint=True)
     group = parser.add_argument_group("data")
     add_data_options(group)
@@ -71,7 +72,7 @@ def evaluate_checkpoint(args: argparse.Namespace, group: ProcessGroup) -> None:
         raise InputError("an evaluation needs images; give a file with their names, one a line", about="eval_list")
     augmentation = augmentation_of(args.scales, args.flip)
     checkpoint = require_options(read_checkpoint(args.pretrained_model).require("train"), args)
-    checkpoint.require_mask(args.mask_path)
+    checkpoint.require_mask(args.mask_path, args.mask_encoder)
     names = class_names_of(args.class_names, checkpoint.num_classes, checkpoint.class_names)
     device = select_device(args.gpu, print if group.is_main else lambda _: None, group.local_rank)
     if group.is_main:

@@ -5,7 +5,7 @@ from pathlib import Path
 from utils.checkpoint import read_checkpoint
 from utils.cli import run_command
 from utils.errors import InputError
-from utils.exporting import OUTPUTS, SMALLEST, Deployed, export_onnx, export_torch, metadata
+from utils.exporting import OUTPUTS, Deployed, export_onnx, export_torch, metadata
 from utils.options import HelpFormatter, add_model_options, class_names_of, require_options
 
 WRITERS = {".onnx": export_onnx, ".pt2": export_torch}
@@ -17,7 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", required=True, help="a checkpoint of a training")
     parser.add_argument("--out", required=True, help="the file; its suffix chooses: .onnx, or .pt2 for torch.export")
     parser.add_argument("--output", choices=OUTPUTS, default="logits",
-                        help="logits at half the image's size, logits resized to it, or the classes: their argmax")
+                        help="logits at the finest tap's size, logits resized to it, or the classes: their argmax")
     parser.add_argument("--class_names", metavar="FILE", help="names of the classes, one a line, for the metadata")
     add_model_options(parser.add_argument_group("model"), from_checkpoint=True)
     return parser
@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> None:
     module = Deployed(network, args.output).eval()
     checked = WRITERS[path.suffix](module, path, metadata(network, names, args.output))
     print(f"written: {path} ({path.stat().st_size / 2 ** 20:.1f} MiB), any batch size, images from "
-          f"{SMALLEST}x{SMALLEST} pixels\n{checked}")
+          f"{module.smallest}x{module.smallest} pixels\n{checked}")
 
 
 if __name__ == "__main__":

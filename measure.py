@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import SparseMask, connectivity
 from models.backbones import make_backbone
 from models.inference import for_inference
+from models.transfer import load_for_encoder
 from utils.checkpoint import read_checkpoint
 from utils.cli import run_command
 from utils.errors import InputError
@@ -20,6 +21,7 @@ from utils.options import (
     HelpFormatter,
     add_class_options,
     add_device_options,
+    add_mask_encoder_option,
     add_model_options,
     check_numbers,
     check_part_names,
@@ -35,8 +37,9 @@ WARM_UP = 5  # runs, at least; and half as many as are timed
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="measure.py", description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("source", help="a mask (.npy, .txt, or one of "
-                                       f"{', '.join(connectivity.NAMED)}), or a checkpoint of either kind")
+    parser.add_argument("source", nargs="?", help="a mask (.npy, .txt, or one of "
+                                       f"{', '.join(connectivity.NAMED)}), or a checkpoint of either kind; without it, "
+                                                  "the taps of --backbone_name are listed")
     parser.add_argument("--size", type=int, nargs=2, default=[512, 512], metavar=("H", "W"), help="pixels")
     parser.add_argument("--batch_size", type=int, default=1, help="images")
     parser.add_argument("--runs", type=int, default=20, help="timed runs, of which the median counts")
@@ -44,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("model (of a checkpoint: only parts of your own)")
     add_class_options(group, names=False)
     add_model_options(group, strengths=True)
+    add_mask_encoder_option(group)
     add_device_options(parser.add_argument_group("run"))
     return parser
 
@@ -56,12 +60,27 @@ def check_args(args: argparse.Namespace) -> None:
     check_part_names(args)
 
 
-def build_network(args: argparse.Namespace) -> nn.Module:
-    """The network that args.source names: of a mask with random weights, of a checkpoint with its own."""
+def build_network(args: argparse.Namespace, log: Callable[[str], None] = lambda _: None) -> nn.Module:
+    """The network that args.source names: of a mask with random weights, of a checkpoint with its own.
+
+    log: gets the lines on a mask that is carried over to another encoder.
+    """
     if connectivity.is_mask(args.source):
-        mask = connectivity.load(args.source, len(make_backbone(args.backbone_name).channels))
+        mask, lines = load_for_encoder(args.source, make_backbone(args.backbone_name).strides, args.mask_encoder)
+        for line in lines:
+            log(line)
         return SparseMask(mask, args.backbone_name, args.depth, args.n_class, args.connection, args.fusion, args.head)
     return require_options(read_checkpoint(args.source), args).build()
+
+
+def describe_taps(name: str) -> str:
+    """The taps of an encoder, what a connectivity calls them, and its parameters: a few lines."""
+    backbone = make_backbone(name)
+    parameters = sum(p.numel() for p in backbone.parameters())
+    lines = [f"{name}: {len(backbone.channels)} taps, deepest first; {parameters:,} parameters"]
+    lines += [f"E[{i}]  stride {stride:>2}  {channels:>4} channels"
+              for i, (stride, channels) in enumerate(zip(backbone.strides, backbone.channels, strict=True))]
+    return "\n".join(lines)
 
 
 def multiply_adds(network: nn.Module, size: Sequence[int]) -> int:
@@ -129,7 +148,10 @@ def timed(call: Callable[[], None], runs: int) -> float:
 def main(args: argparse.Namespace) -> None:
     """Prints what the network costs."""
     check_args(args)
-    network = build_network(args)
+    if args.source is None:
+        print(describe_taps(args.backbone_name))
+        return
+    network = build_network(args, print)
     total = sum(p.numel() for p in network.parameters())
     encoder = sum(p.numel() for p in network.backbone.parameters())
     work = multiply_adds(network, args.size)
@@ -156,9 +178,9 @@ def main(args: argparse.Namespace) -> None:
     for name, value in rows:
         print(f"{name:<14} {value}")
     print(f"measured with images of {size}, batch {args.batch_size}, {args.type}, channels last, "
-          f"BN folded{', compiled' if args.compile else ''}: image to logits at half its size, median of {args.runs} "
-          f"runs, on {describe_device(device)}, PyTorch {torch.__version__.partition('+')[0]}; multiply-adds are those "
-          f"of convolutions and matrix products")
+          f"BN folded{', compiled' if args.compile else ''}: image to logits at 1/{network.backbone.strides[-1]} of "
+          f"its size, median of {args.runs} runs, on {describe_device(device)}, PyTorch "
+          f"{torch.__version__.partition('+')[0]}; multiply-adds are those of convolutions and matrix products")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from utils.augmentation import add_augmentation_options, augmentation_of
 from utils.checkpoint import Checkpoint, read_checkpoint
 from utils.cli import run_command
 from utils.data_options import naming_of
@@ -15,11 +16,9 @@ from utils.fonts import warn_of_illegible
 from utils.hardware import warn_of_slow_type
 from utils.options import (
     HelpFormatter,
-    add_augmentation_options,
     add_crop_option,
     add_device_options,
     add_model_options,
-    augmentation_of,
     class_names_of,
     padding_of,
     require_options,

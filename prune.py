@@ -2,15 +2,18 @@
 import argparse
 import shlex
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
 from models import SparseMask, connectivity
+from models.backbones import BACKBONES
+from models.components import is_own
 from models.connectivity import describe, source_name, unread_stages
 from models.pruning import DEFAULT_THRESHOLD, gap, prune, require_input
+from models.transfer import describe_encoder
 from utils.checkpoint import read_checkpoint
 from utils.cli import run_command
 from utils.errors import InputError
@@ -88,19 +91,29 @@ def main(args: argparse.Namespace) -> None:
     print("\n".join(lines))
     short = f"{args.thres:g}"  # of six digits; a threshold with more has a name, and so a file, of its own
     path = Path(args.checkpoint).parent / f"mask_thres_{short if float(short) == args.thres else repr(args.thres)}.npy"
-    write(path, kept, strengths, f"{args.checkpoint} at the threshold {args.thres:g}", lines)
+    origin = [f"from {args.checkpoint} at the threshold {args.thres:g}",
+              describe_encoder(parts["backbone"], network.backbone.strides)]
+    write(path, kept, strengths, origin, lines)
     print(f"written: {path}, and {path.with_suffix('.txt').name} beside it\n"
-          f"next: python train_sparse_mask.py --mask_path {shlex.quote(str(path))}{own_part_options(parts)}")
+          f"next: python train_sparse_mask.py --mask_path {shlex.quote(str(path))}{part_options(parts)}")
 
 
-def write(path: Path, kept: np.ndarray, strengths: Sequence[np.ndarray], origin: str, lines: Sequence[str]) -> None:
-    """The mask, and beside it as text what the numbers alone do not show: axes, origin, threshold, strengths."""
+def part_options(parts: Mapping[str, str]) -> str:
+    """What the training needs beside the mask: the parts, by kind, that are the user's own, and another encoder."""
+    backbone = parts["backbone"]
+    other = not is_own(backbone) and backbone != next(iter(BACKBONES))  # the first is the default
+    return f"{f' --backbone_name {backbone}' if other else ''}{own_part_options(parts)}"
+
+
+def write(path: Path, kept: np.ndarray, strengths: Sequence[np.ndarray], origin: Sequence[str],
+          lines: Sequence[str]) -> None:
+    """The mask, and beside it as text what the numbers alone do not show: axes, origin (lines), result, strengths."""
     connectivity.save(path, kept)
     rows = [f"D[{l}] <- {source_name(j, side):<5} {p[j, side]:.6e}{'  kept' if kept[l, j, side] else ''}"
             for l, p in enumerate(strengths) for side in (0, 1) for j in range(l + 1)]
     text = [f"{path.name}: bool {kept.shape}, [stage, source, 0 = encoder | 1 = decoder side], deepest first;",
             "encoder source j is tap E[j], decoder-side source 0 the global feature G, source j is D[j-1]",
-            f"from {origin}", "", *lines, "", "strengths:", *rows, ""]
+            *origin, "", *lines, "", "strengths:", *rows, ""]
     with write_atomically(path.with_suffix(".txt")) as temporary:
         temporary.write_text("\n".join(text), encoding="utf-8")
 

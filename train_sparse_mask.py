@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
-from models import FullyDenseNetwork, SparseMask, connectivity
+from models import FullyDenseNetwork, SparseMask
 from models.backbones import make_backbone
 from models.inference import explain_compiler
 from models.layers import freeze_bn_affine, set_bn_momentum
 from models.losses import find_regularizer
 from models.sync_bn import synchronize_bn
+from models.transfer import load_for_encoder
 from utils.checkpoint import Checkpoint, load_weights
 from utils.cli import run_command, warnings_as_lines
 from utils.distributed import ProcessGroup, process_group
@@ -110,12 +111,14 @@ def new_network(args: argparse.Namespace, notes: list) -> FullyDenseNetwork | Sp
     """A network with the encoder weights that the options name; `notes` gets where they came from."""
     mask = None
     if not args.search:  # before a download: a wrong mask is found at once
-        mask = connectivity.load(args.mask_path, len(make_backbone(args.backbone_name).channels))
+        mask, lines = load_for_encoder(args.mask_path, make_backbone(args.backbone_name).strides, args.mask_encoder)
+        notes += lines
     weights = find_encoder_weights(args.pretrained_model, args.backbone_name)
     parts = {"backbone": weights.backbone if weights else args.backbone_name, "connection": args.connection,
              "fusion": args.fusion, "head": args.head, "depth": args.depth, "num_classes": args.n_class}
     network = FullyDenseNetwork(strengths=args.strengths, **parts) if args.search else SparseMask(mask, **parts)
-    notes += load_encoder(network.backbone, weights) if weights else ["encoder: random weights"]
+    notes += (load_encoder(network.backbone, weights, args.partial_weights) if weights else
+              ["encoder: random weights"])
     return network
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from models.library_encoders import IMAGENET_MEAN, IMAGENET_STD
 from VOC12.labels import VOID
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB / 255
+IMAGENET = IMAGENET_MEAN, IMAGENET_STD
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
 
@@ -108,16 +109,16 @@ class EvalTransform:
         return place(image, label, size, *((new - old) // 2 for new, old in zip(size, label.shape, strict=True)))
 
 
-def to_network(sample: Sample, device: torch.device | str,
-               dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch of Samples -> image (N, 3, H, W), ImageNet-normalized, channels last, and label int64 (N, H, W).
+def to_network(sample: Sample, device: torch.device | str, dtype: torch.dtype = torch.float32,
+               normalization: Sequence[Sequence[float]] = IMAGENET) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of Samples -> image (N, 3, H, W), normalized, channels last, and label int64 (N, H, W).
 
-    Both are on the device. The padding is 0, which is the ImageNet mean.
+    Both are on the device. normalization: mean and std of RGB in 0..1. The padding is 0, which is the mean.
     """
     padded = padding(sample, device)
     image = sample.image.to(device, non_blocking=True).permute(0, 3, 1, 2).to(dtype)
     label = sample.label.to(device, non_blocking=True).long()
-    mean, std = normalization(image.device, dtype)
+    mean, std = of_bytes(normalization, image.device, dtype)
     image.sub_(mean).div_(std)
     if padded is not None:
         image.masked_fill_(padded, 0)
@@ -125,9 +126,10 @@ def to_network(sample: Sample, device: torch.device | str,
 
 
 @functools.lru_cache  # a copy to a GPU each time would wait for it
-def normalization(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """ImageNet's mean and standard deviation of bytes, each (1, 3, 1, 1)."""
-    mean, std = (torch.tensor(v, device=device, dtype=dtype).view(1, 3, 1, 1) * 255 for v in (MEAN, STD))
+def of_bytes(normalization: tuple[tuple[float, ...], tuple[float, ...]], device: torch.device,
+             dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """mean and std of RGB in 0..1 -> those of bytes, each (1, 3, 1, 1)."""
+    mean, std = (torch.tensor(v, device=device, dtype=dtype).view(1, 3, 1, 1) * 255 for v in normalization)
     return mean, std
 
 
@@ -143,7 +145,7 @@ def padding(sample: Sample, device: torch.device | str = "cpu") -> torch.Tensor 
     return outside[:, None]
 
 
-def denormalize(image: torch.Tensor) -> torch.Tensor:
+def denormalize(image: torch.Tensor, normalization: Sequence[Sequence[float]] = IMAGENET) -> torch.Tensor:
     """Normalized (3, H, W) -> uint8 (3, H, W)."""
-    mean, std = (torch.tensor(v, device=image.device).view(3, 1, 1) for v in (MEAN, STD))
+    mean, std = (torch.tensor(v, device=image.device).view(3, 1, 1) for v in normalization)
     return ((image.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)

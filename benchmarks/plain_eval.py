@@ -17,7 +17,7 @@ from utils.checkpoint import read_checkpoint
 from utils.runtime import select_device
 from VOC12.labels import VOID
 from VOC12.lists import read_list
-from VOC12.transforms import MEAN, STD
+from VOC12.transforms import IMAGENET
 
 SIZE = 513
 
@@ -27,8 +27,9 @@ def main(args):
     network = read_checkpoint(args.checkpoint).build().to(device).eval()
     classes = network.num_classes
     confusion = np.zeros((classes, classes), np.int64)
+    mean, std = IMAGENET
     for name in read_list(args.list):
-        image = (np.array(Image.open(args.im_path / f"{name}.jpg").convert("RGB")) / 255.0 - MEAN) / STD
+        image = (np.array(Image.open(args.im_path / f"{name}.jpg").convert("RGB")) / 255.0 - mean) / std
         label = np.array(Image.open(args.gt_path / f"{name}.png"))
         pads = [((max(SIZE - n, 0)) // 2, (max(SIZE - n, 0) + 1) // 2) for n in label.shape]
         image = np.pad(image, (*pads, (0, 0))).transpose(2, 0, 1).astype(np.float32)

@@ -7,7 +7,7 @@ import torch
 from skimage.transform import resize
 
 from VOC12.labels import VOID
-from VOC12.transforms import MEAN, SCALES, STD
+from VOC12.transforms import IMAGENET, SCALES
 
 
 def plain_train_transform(image, label, rng, crop_size):
@@ -26,7 +26,8 @@ def plain_train_transform(image, label, rng, crop_size):
                for length, cropped in zip((height, width), crop, strict=True)]
     pads = [(0, 0) if offset is not None else ((cropped - length) // 2, (cropped - length + 1) // 2)
             for offset, length, cropped in zip(offsets, (height, width), crop, strict=True)]
-    image = (image - MEAN) / STD
+    mean, std = IMAGENET
+    image = (image - mean) / std
     image = np.pad(image, (*pads, (0, 0)))  # 0 is the mean
     label = np.pad(label, pads, constant_values=VOID)
     top, left = (offset or 0 for offset in offsets)

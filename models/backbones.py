@@ -1,21 +1,51 @@
 """Encoders by name. An encoder is a module that turns an image (N, 3, H, W) into features, deepest first.
 
-It publishes `channels` and `strides`, one number per feature, in the same order. Your own is registered here, or named
-on the command line as `package.module:factory`; the factory is called without arguments.
+It publishes `channels` and `strides`, one number per feature, in the same order, and may publish `mean` and `std`: what
+its images are normalized with, of RGB in 0..1 (ImageNet's by default). Your own is registered here, or named on the
+command line as `package.module:factory`; the factory is called without arguments.
 """
 import functools
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import nn
 
 from models import components
+from models.components import TIMM
+from models.library_encoders import timm_encoder, torchvision_encoder, torchvision_names
 from models.mobilenet_v2 import MobileNetV2
 from utils.errors import InputError
 
-BACKBONES = {
+MOBILENETS = {
     "mobilenet_v2": MobileNetV2,  # the released layout
     "mobilenet_v2_torchvision": functools.partial(MobileNetV2, expand_first=False),  # torchvision's layout
 }
+
+
+class Backbones(Mapping):
+    """Name -> factory: MOBILENETS, torchvision's networks, and timm's as timm:NAME. It imports only what is asked for.
+
+    Iterating gives the names but those of timm.
+    """
+
+    def __getitem__(self, name: str) -> Callable[[], nn.Module]:
+        if name in MOBILENETS:
+            return MOBILENETS[name]
+        if name.startswith(TIMM):
+            return functools.partial(timm_encoder, name)
+        if name in torchvision_names():
+            return functools.partial(torchvision_encoder, name)
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from MOBILENETS
+        yield from (name for name in torchvision_names() if name not in MOBILENETS)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+BACKBONES = Backbones()
 PROBES = (128, 97)  # pixels a side of the images that an own encoder is tried on
 
 

@@ -2,6 +2,7 @@
 
 A name is what a checkpoint remembers of a part, so every part that it takes to rebuild a network has one.
 """
+import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -10,17 +11,21 @@ from torch import nn
 
 from utils.errors import InputError
 
+MANY = 8  # names; of more, only those near to the wrong one are said
+TIMM = "timm:"  # before the name of one of that library's networks, which is not somebody's own module
+
 
 def is_own(name: str) -> bool:
     """Whether a name is that of somebody's own part, package.module:factory, which has to be imported."""
-    return ":" in name
+    return ":" in name and not name.startswith(TIMM)
 
 
 def check_name(kind: str, name: str, known: Mapping[str, object]) -> None:
     """Raises InputError unless the name is known or that of an own part. Imports nothing."""
     if name not in known and not is_own(name):
-        raise InputError(f"unknown {kind} {name!r}; known are {', '.join(known)}, and your own is named "
-                         f"package.module:factory", about=kind)
+        near = difflib.get_close_matches(name, known, n=5, cutoff=0.5) if len(known) > MANY else ()
+        hint = f"near are {', '.join(near)}" if near else f"known are {', '.join(list(known)[:MANY])}"
+        raise InputError(f"unknown {kind} {name!r}; {hint}, and your own is named package.module:factory", about=kind)
 
 
 def find(kind: str, name: str, known: Mapping[str, Callable]) -> Callable:

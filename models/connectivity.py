@@ -35,7 +35,8 @@ def from_table(num_stages: int, table: Mapping) -> np.ndarray:
 def published(num_stages: int = 9) -> np.ndarray:
     """The 15 connections that the paper's search found (its figure 5), for the nine taps of MobileNetV2."""
     if num_stages != 9:
-        raise InputError(f"the published connectivity has 9 stages, this encoder {num_stages} taps; name another one")
+        raise InputError(f"the published connectivity has 9 stages, this encoder {num_stages} taps; carry it over "
+                         f"(models/transfer.py) or name another one")
     return from_table(9, {1: ((0,), (0,)), 2: ((2,), (0,)), 3: ((3,), (0,)), 8: ((0, 1, 2, 3, 8), (0, 2, 3, 4))})
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from models.decoder import Stage, conv1x1
+from models.encoder_folding import fold_encoder
 from models.layers import BatchNorm2d, is_plain, resize
 from models.mobilenet_v2 import MIN_SIZE
 from models.sync_bn import SyncBatchNorm2d
@@ -50,6 +51,8 @@ def folded(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         for convolution, norm in getattr(module, "folds", ()):
             if hasattr(module, norm):
                 fold(module, convolution, norm)
+    if hasattr(network, "backbone"):
+        network.backbone = fold_encoder(network.backbone)
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and dtype is not None:
             module.to(dtype)

@@ -1,6 +1,5 @@
 """MobileNetV2 (Sandler et al. 2018), width 1.0, as an encoder with nine taps."""
 from collections import OrderedDict
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -83,12 +82,9 @@ class MobileNetV2(nn.Module):
         return taps[::-1]
 
 
-def from_torchvision(state: Mapping) -> tuple[dict, list[str]]:
-    """State dict of torchvision's mobilenet_v2 -> names of MobileNetV2(expand_first=False). The classifier stays out.
-
-    Returns (state dict, names that were left out). Names that torchvision's network does not have are left out too.
-    """
-    names = {"features.0.0": "conv1", "features.0.1": "bn1", "features.18.0": "conv_last", "features.18.1": "bn_last"}
+def torchvision_names() -> dict[str, str]:
+    """Each layer of MobileNetV2(expand_first=False) -> the same layer of torchvision's mobilenet_v2."""
+    names = {"conv1": "features.0.0", "bn1": "features.0.1"}
     index = 1
     for g, (expansion, _, blocks, _) in enumerate(GROUPS):
         for i in range(blocks):
@@ -98,18 +94,6 @@ def from_torchvision(state: Mapping) -> tuple[dict, list[str]]:
             # torchvision wraps convolution and BN in pairs, except the last pair of a block
             places = [f"{p}.{k}" for p in range(len(layers) // 2 - 1) for k in (0, 1)]
             places += [str(len(layers) // 2 - 1), str(len(layers) // 2)]
-            names.update({f"{theirs}.{place}": f"{ours}.{layer}" for place, layer in zip(places, layers, strict=True)})
+            names.update({f"{ours}.{layer}": f"{theirs}.{place}" for place, layer in zip(places, layers, strict=True)})
             index += 1
-    renamed, left_out = OrderedDict(), []
-    for key, value in state.items():
-        module, _, leaf = key.rpartition(".")
-        if module in names:
-            renamed[f"{names[module]}.{leaf}"] = value
-        else:
-            left_out.append(key)
-    return renamed, left_out
-
-
-def is_torchvision(state: Mapping) -> bool:
-    """Whether a state dict has the names of torchvision's mobilenet_v2."""
-    return "features.0.0.weight" in state and "features.18.0.weight" in state
+    return {**names, "conv_last": "features.18.0", "bn_last": "features.18.1"}

@@ -1,5 +1,5 @@
 """What the supernet and the trained network share: encoder -> decoder -> head, and released names on loading."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from torch import nn
 from models import components
 from models.backbones import make_backbone
 from models.decoder import Decoder, Stage, conv1x1
+from models.library_encoders import IMAGENET_MEAN, IMAGENET_STD
 from utils.errors import InputError
 
 MAX_CHANNELS = 4096  # of a stage or of the logits: beyond it, memory fails in less clear ways
@@ -28,9 +29,11 @@ class SegmentationNetwork(nn.Module):
     """Encoder, decoder and head; the two subclasses are public, see models/__init__.py.
 
     backbone, connection, fusion, head: the parts by name, see models/components.py; the names are in `parts`.
+    normalization: (mean, std) of RGB in 0..1 that images are normalized with, by default what the encoder publishes.
     """
 
-    def __init__(self, backbone: str, depth: int, num_classes: int, connection: str, fusion: str, head: str):
+    def __init__(self, backbone: str, depth: int, num_classes: int, connection: str, fusion: str, head: str,
+                 normalization: Sequence[Sequence[float]] | None = None):
         super().__init__()
         for value, name in ((depth, "depth"), (num_classes, "num_classes")):
             if not 1 <= value <= MAX_CHANNELS:
@@ -40,6 +43,9 @@ class SegmentationNetwork(nn.Module):
         self.depth, self.num_classes = depth, num_classes
         self.backbone = make_backbone(backbone)
         self.num_stages = len(self.backbone.channels)
+        mean, std = normalization or (getattr(self.backbone, "mean", IMAGENET_MEAN),
+                                      getattr(self.backbone, "std", IMAGENET_STD))
+        self.normalization = tuple(mean), tuple(std)
 
     def make_decoder(self, connectivity: np.ndarray, normalize: type[nn.Module] | None = None,
                      kind: type[Decoder] = Decoder) -> Decoder:
@@ -76,7 +82,8 @@ class SegmentationNetwork(nn.Module):
 
     def config(self) -> dict:
         """Keyword arguments that rebuild the network, as plain values and tensors: what a checkpoint remembers."""
-        return {**self.parts, "depth": self.depth, "num_classes": self.num_classes}
+        return {**self.parts, "depth": self.depth, "num_classes": self.num_classes,
+                "normalization": [list(numbers) for numbers in self.normalization]}
 
     def load_state_dict(self, state_dict: Mapping, strict: bool = True, assign: bool = False):
         """As nn.Module's, with the released names, prefixed `module.` or not."""

@@ -1,5 +1,6 @@
 """SparseMask: the network of one connectivity, trained after the search."""
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ class SparseMask(SegmentationNetwork):
     """
 
     def __init__(self, connectivity: np.ndarray, backbone: str = "mobilenet_v2", depth: int = 64, num_classes: int = 21,
-                 connection: str = "conv1x1", fusion: str = "sum", head: str = "conv1x1"):
-        super().__init__(backbone, depth, num_classes, connection, fusion, head)
+                 connection: str = "conv1x1", fusion: str = "sum", head: str = "conv1x1",
+                 normalization: Sequence[Sequence[float]] | None = None):
+        super().__init__(backbone, depth, num_classes, connection, fusion, head, normalization)
         self.connectivity = conn.check(connectivity, self.num_stages)
         for l in conn.unread_stages(self.connectivity):
             warnings.warn(f"nothing reads stage {l} of the connectivity: it costs time and changes nothing",

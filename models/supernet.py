@@ -1,4 +1,6 @@
 """FullyDenseNetwork: the search space, every connection with a strength (paper section 3.2)."""
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import nn
@@ -27,8 +29,8 @@ class FullyDenseNetwork(SegmentationNetwork):
 
     def __init__(self, backbone: str = "mobilenet_v2", depth: int = 64, num_classes: int = 21,
                  strengths: str = "sigmoid", noise: bool = True, connection: str = "conv1x1", fusion: str = "sum",
-                 head: str = "conv1x1"):
-        super().__init__(backbone, depth, num_classes, connection, fusion, head)
+                 head: str = "conv1x1", normalization: Sequence[Sequence[float]] | None = None):
+        super().__init__(backbone, depth, num_classes, connection, fusion, head, normalization)
         self.parts["strengths"] = strengths
         self.strengths, self.noise = make_strengths(strengths), noise
         self.decoders = self.make_decoder(conn.full(self.num_stages), BatchNorm2d, FoldedDecoder)

@@ -100,7 +100,7 @@ def make_masks(root):
     np.save(root / "float.npy", np.full((9, 9, 2), 0.5))
     np.save(root / "object.npy", np.array([MakesFile(root / "made_by_mask")], object), allow_pickle=True)
     np.save(root / "none.npy", np.zeros((9, 9, 2), bool))
-    np.save(root / "five.npy", connectivity.fcn()[:5, :5])
+    np.save(root / "five.npy", connectivity.fcn(5))
     dangling = connectivity.fcn()
     dangling[8, 4, 1] = True
     np.save(root / "dangling.npy", dangling)

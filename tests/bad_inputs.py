@@ -123,7 +123,7 @@ def mask_cases(lab):
                                ("numbers between 0 and 1", "float.npy", "float.npy"),
                                ("an object array (hostile)", "object.npy", "object.npy"),
                                ("no connection", "none.npy", "no input"),
-                               ("five stages", "five.npy", "5"),
+                               ("five stages", "five.npy", "5 stages", "--mask_encoder"),
                                ("a stage that is not there is read", "dangling.npy", "stage 8 reads D[3]"),
                                ("a finer source", "finer.npy", "stage 3"),
                                ("cut short", "cut.npy", "cut.npy"),

@@ -10,7 +10,6 @@ from models import FullyDenseNetwork, SparseMask, connectivity
 from utils.checkpoint import read_checkpoint
 from utils.errors import InputError
 from utils.files import write_atomically
-from utils.pretrained import find_encoder_weights, load_encoder
 from utils.tensor_files import save_file
 
 
@@ -45,82 +44,6 @@ def test_the_old_file_format_of_torch_1_0_is_read(tmp_path):
     state = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     torch.save({"iter": 1, "state_dict": state}, tmp_path / "old.pth.tar", _use_new_zipfile_serialization=False)
     assert torch.equal(logits(read_checkpoint(tmp_path / "old.pth.tar").build()), logits(network))
-
-
-def torchvision_state(network):
-    """The encoder's weights under torchvision's names, written out by torchvision's own structure."""
-    layers, index = [("conv1", "features.0.0"), ("bn1", "features.0.1")], 1
-    for group in network.bottlenecks:
-        for block in group:
-            pairs = [["conv1", "bn1"]] * block.expand + [["conv2", "bn2"]]
-            for p, names in enumerate(pairs):
-                layers += [(block_path(network, block) + n, f"features.{index}.conv.{p}.{i}")
-                           for i, n in enumerate(names)]
-            layers += [(block_path(network, block) + n, f"features.{index}.conv.{len(pairs) + i}")
-                       for i, n in enumerate(["conv3", "bn3"])]
-            index += 1
-    layers += [("conv_last", "features.18.0"), ("bn_last", "features.18.1")]
-    own = network.state_dict()
-    state = {f"{theirs}.{name.rpartition('.')[2]}": value for ours, theirs in layers for name, value in own.items()
-             if name.rpartition(".")[0] == ours}
-    return {**state, "classifier.1.weight": torch.zeros(10, 1280), "classifier.1.bias": torch.zeros(10)}
-
-
-def block_path(network, block):
-    return next(name for name, module in network.named_modules() if module is block) + "."
-
-
-def encoder_files(tmp_path):
-    from models.mobilenet_v2 import MobileNetV2
-    theirs, ours = MobileNetV2(expand_first=False), MobileNetV2()
-    supernet = FullyDenseNetwork(depth=4, num_classes=3)
-    files = {"torchvision": (torchvision_state(theirs), theirs),
-             "released": ({"state_dict": {**{"module." + k: v for k, v in ours.state_dict().items()},
-                                          "module.fc.weight": torch.zeros(5, 1280)}}, ours),
-             "plain": (ours.state_dict(), ours),
-             "search": ({"state_dict": supernet.state_dict()}, supernet.backbone)}
-    for name, (content, _) in files.items():
-        torch.save(content, tmp_path / name)
-    return files
-
-
-@pytest.mark.parametrize("name", ["torchvision", "released", "plain", "search"])
-def test_encoder_weights_of_every_kind_load_whole(tmp_path, name):
-    encoder = encoder_files(tmp_path)[name][1]
-    weights = find_encoder_weights(str(tmp_path / name), "mobilenet_v2")
-    network = SparseMask(connectivity.fcn(), weights.backbone, depth=4, num_classes=3)
-    lines = load_encoder(network.backbone, weights)
-    for key, value in encoder.state_dict().items():
-        assert torch.equal(network.backbone.state_dict()[key], value), key
-    assert not any("warning" in line for line in lines)
-    assert any("classifier" in line for line in lines) == (name == "torchvision")
-
-
-def test_features_equal_torchvisions():
-    try:
-        from torchvision.models import mobilenet_v2
-    except Exception as error:  # a CPU-only torch has no torchvision that fits
-        pytest.skip(f"torchvision cannot be imported: {error}")
-    from models.mobilenet_v2 import MobileNetV2, from_torchvision
-    theirs = mobilenet_v2(weights=None).eval()
-    state, left_out = from_torchvision(theirs.state_dict())
-    ours = MobileNetV2(expand_first=False).eval()
-    assert ours.load_state_dict(state).missing_keys == [] and all("classifier" in name for name in left_out)
-    image, _ = random_batch((65, 97))
-    with torch.no_grad():
-        torch.testing.assert_close(ours(image)[0].clamp(0, 6), theirs.features(image))
-
-
-def test_what_a_file_lacks_is_reported(tmp_path):
-    from models.mobilenet_v2 import MobileNetV2
-    encoder = MobileNetV2()
-    state = encoder.state_dict()
-    del state["conv_last.weight"]
-    state["bn1.weight"] = torch.zeros(3)
-    torch.save(state, tmp_path / "part")
-    lines = load_encoder(encoder, find_encoder_weights(str(tmp_path / "part"), "mobilenet_v2"))
-    assert any("warning: 2 tensors" in line and "conv_last.weight" in line for line in lines)
-    assert any("1 tensors of the file" in line and "bn1.weight" in line for line in lines)
 
 
 class Hostile:

@@ -15,7 +15,7 @@ from VOC12.dataset import EpochBatches, SegmentationDataset
 from VOC12.image_io import read_image
 from VOC12.index_png import read_label
 from VOC12.loading import batches, explain_loader_death, join_equal, make_loader
-from VOC12.transforms import STD, EvalTransform, Sample, TrainTransform, denormalize, to_network
+from VOC12.transforms import IMAGENET, EvalTransform, Sample, TrainTransform, denormalize, to_network
 
 
 def picture(height, width, seed=0):
@@ -59,7 +59,7 @@ def test_training_transform_equals_the_plain_pipeline(size, crop):
     """Same draws, same label, same padding, and an image within rounding: one of 255 levels, half on average."""
     image, label = picture(*size)
     transform = TrainTransform(crop)
-    level = 1 / 255 / torch.tensor(STD, dtype=torch.float64).view(3, 1, 1)
+    level = 1 / 255 / torch.tensor(IMAGENET[1], dtype=torch.float64).view(3, 1, 1)
     for seed in range(30):
         ours = network_input(transform(image, label, np.random.default_rng(seed)))
         plain = plain_train_transform(image, label, np.random.default_rng(seed), crop)

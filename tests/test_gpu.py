@@ -20,7 +20,7 @@ from utils.errors import InputError
 from utils.run import Schedule, TrainingState, make_optimizer
 from utils.runtime import Precision, start_reading, tuned_convolutions
 from VOC12.loading import join_equal
-from VOC12.transforms import Sample, normalization
+from VOC12.transforms import IMAGENET, Sample, of_bytes
 
 aten = torch.ops.aten
 GPU = torch.device("meta")  # stands for one: tensors without values, whose operators PyTorch dispatches all the same
@@ -112,7 +112,7 @@ def make_trainer(kind, loader, monkeypatch, sync_bn=False, class_weights=None):
     ("search", {}), ("train", {}), ("train", {"sync_bn": True, "class_weights": torch.ones(3, device=GPU)})])
 def test_a_step_waits_for_the_gpu_once(waits, monkeypatch, kind, options):
     trainer = make_trainer(kind, Batches(2), monkeypatch, **options)
-    normalization(GPU, torch.float32)  # once in a run
+    of_bytes(IMAGENET, GPU, torch.float32)  # once in a run
     waits.found.clear()
     trainer.run_epoch(lambda: False)
     assert waits.found == ["read"] * 2
@@ -120,7 +120,7 @@ def test_a_step_waits_for_the_gpu_once(waits, monkeypatch, kind, options):
 
 def test_an_evaluation_does_not_wait_for_the_gpu(waits):
     network = SparseMask(connectivity.published(), depth=4, num_classes=3).to(GPU)
-    normalization(GPU, torch.float32)
+    of_bytes(IMAGENET, GPU, torch.float32)
     waits.found.clear()
     evaluate(network, Batches(3), Precision("float32", GPU), batch_size=4)
     assert waits.found == []

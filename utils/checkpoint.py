@@ -1,4 +1,6 @@
 """Checkpoints: written whole, read without running code, recognised by content, the released ones included."""
+import itertools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,10 +11,11 @@ import torch
 from torch import nn
 
 from models import FullyDenseNetwork, SparseMask, connectivity
-from models.backbones import BACKBONES
+from models.backbones import BACKBONES, MOBILENETS, make_backbone
 from models.components import check_name, is_own
 from models.network import CONNECTIONS, DEFAULT_PARTS, FUSIONS, HEADS, MAX_CHANNELS, without_module_prefix
 from models.strengths import STRENGTHS
+from models.transfer import load_for_encoder
 from utils.errors import InputError
 from utils.tensor_files import check_tensor, load_file
 from VOC12.labels import VOID
@@ -33,6 +36,7 @@ class Checkpoint:
     depth: int
     num_classes: int
     parts: dict  # names of PARTS; "strengths" in a search alone
+    normalization: tuple | None = None  # mean and std; None in files of older versions
     connectivity: Any = None  # bool (L, L, 2), for kind "train"
     class_names: list | None = None
     content: dict = field(default_factory=dict)
@@ -64,9 +68,16 @@ class Checkpoint:
                 raise InputError(f"the checkpoint {self.path} has {label} {getattr(self, what)}, but {given} was "
                                  f"given; leave the option out or give the right file", about=what)
 
-    def require_mask(self, mask: str | None) -> None:
-        """Raises InputError if a mask was given and is not the connectivity of the checkpoint."""
-        if mask and (connectivity.load(mask, len(self.connectivity)) != self.connectivity).any():
+    def require_mask(self, mask: str | None, mask_encoder: str | None = None) -> None:
+        """Raises InputError if a mask was given and is not the connectivity of the checkpoint, or carried over to it.
+
+        mask_encoder: the encoder that the mask was found on, if known, see transfer.load_for_encoder.
+        """
+        if mask is None:
+            return
+        self.require_trust()
+        strides = make_backbone(self.parts["backbone"]).strides
+        if not np.array_equal(load_for_encoder(mask, strides, mask_encoder)[0], self.connectivity):
             raise InputError(f"the mask {mask} is not the connectivity of {self.path}; leave it out, since the "
                              f"checkpoint contains its own", about="connectivity")
 
@@ -83,21 +94,26 @@ class Checkpoint:
                                  f"to import; if you trust it, name it too: {name}", about=kind)
             if wish is not None and wish != name:
                 check_name(kind, wish, PARTS[kind])
-                if kind != "backbone" or not {wish, name} <= set(BACKBONES):
+                if kind != "backbone" or not {wish, name} <= set(MOBILENETS):
                     raise InputError(f"the checkpoint {self.path} has the {kind} {name}, but {wish} was given; leave "
                                      f"the option out or give the right file", about=kind)
         self.trusted.update(self.own_parts.values())
+
+    def require_trust(self) -> None:
+        """Raises InputError for a part that would have to be imported and that the user did not name."""
+        for kind, name in self.own_parts.items():
+            if name not in self.trusted:
+                raise InputError(f"the checkpoint {self.path} uses the {kind} {name!r}, which has to be imported; "
+                                 f"name it first (require_parts)", about=kind)
 
     def build(self, num_classes: int | None = None) -> FullyDenseNetwork | SparseMask:
         """The network with its weights; for another number of classes its head starts anew.
 
         Raises InputError if the weights do not fit, or for a part that the user did not name.
         """
-        for kind, name in self.own_parts.items():
-            if name not in self.trusted:
-                raise InputError(f"the checkpoint {self.path} uses the {kind} {name!r}, which has to be imported; "
-                                 f"name it first (require_parts)", about=kind)
-        sizes = {"depth": self.depth, "num_classes": num_classes or self.num_classes, **self.parts}
+        self.require_trust()
+        sizes = {"depth": self.depth, "num_classes": num_classes or self.num_classes, **self.parts,
+                 "normalization": self.normalization}
         network = FullyDenseNetwork(**sizes) if self.kind == "search" else SparseMask(self.connectivity, **sizes)
         state = self.state
         if network.num_classes != self.num_classes:
@@ -143,7 +159,7 @@ def read_checkpoint(path: str) -> Checkpoint:
     for kind, name in parts.items():
         if not is_own(name) and name not in PARTS[kind]:
             raise InputError(f"{path} names the {kind} {name!r}, which this program does not have; known are "
-                             f"{', '.join(PARTS[kind])}")
+                             f"{', '.join(itertools.islice(PARTS[kind], 8))}")
     strengths = parts.pop("strengths", None) or strengths_of(state)
     if strengths:
         parts["strengths"] = strengths
@@ -153,6 +169,7 @@ def read_checkpoint(path: str) -> Checkpoint:
     return Checkpoint(path=str(path), kind="search" if strengths else "train", state=state, depth=depth,
                       num_classes=num_classes, parts=parts,
                       connectivity=None if strengths else connectivity_of(model, connections, path),
+                      normalization=normalization_of(model, path),
                       class_names=class_names_of(content, num_classes), content=content)
 
 
@@ -170,6 +187,20 @@ def sizes_of(model: Mapping, state: Mapping, path: str) -> tuple[int, int]:
         raise InputError(f"{path} is no checkpoint of this program: its stages have {sorted(widths)} channels and its "
                          f"depth is {depth}; give a whole file")
     return depth, num_classes
+
+
+def normalization_of(model: Mapping, path: str) -> tuple | None:
+    """mean and std, as the file states them; None if it does not."""
+    stated = model.get("normalization")
+    if stated is None:
+        return None
+    fits = isinstance(stated, list) and len(stated) == 2 and all(
+        isinstance(numbers, list) and len(numbers) == 3 and all(isinstance(n, int | float) and math.isfinite(n)
+                                                                for n in numbers) for numbers in stated)
+    if not fits or min(stated[1]) <= 0:
+        raise InputError(f"{path} is no checkpoint of this program: it states the normalization {stated!r}; give a "
+                         f"whole file")
+    return tuple(map(tuple, stated))
 
 
 def mobilenet_layout(state: Mapping) -> str:

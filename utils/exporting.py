@@ -12,9 +12,8 @@ from torch import nn
 
 from models.connectivity import describe
 from models.inference import folded
-from utils.errors import InputError
+from utils.errors import InputError, first_line
 from utils.files import write_atomically
-from VOC12.transforms import MEAN, STD
 
 OUTPUTS = ("logits", "resized", "classes")
 EXAMPLE = (2, 97, 161)  # batch, height, width that the network is traced with
@@ -22,15 +21,15 @@ CHECKS = ((2, 97, 161), (1, 130, 75), (3, 64, 201))  # other sizes, not square, 
 ONNX_FROM = (2, 7)  # PyTorch 2.6 cannot translate a resize to an open size
 TOLERANCE = 1e-4  # of the largest logit
 SAME_CLASSES = 0.999  # share of pixels: where two classes tie, rounding decides
-SMALLEST = 33  # pixels a side
 
 
 class Deployed(nn.Module):
-    """image (N, 3, H, W), normalized -> logits at stride 2, logits of the image's size, or classes int64 (N, H, W)."""
+    """image (N, 3, H, W), normalized -> logits at the finest tap's size or the image's, or classes int64 (N, H, W)."""
 
     def __init__(self, network: nn.Module, output: str):
         super().__init__()
         self.network, self.output = folded(network), output
+        self.smallest = smallest_size(self.network)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         logits = self.network(image)
@@ -40,24 +39,42 @@ class Deployed(nn.Module):
         return logits if self.output == "resized" else logits.argmax(1)
 
 
+@torch.no_grad()
+def smallest_size(network: nn.Module) -> int:
+    """Pixels a side from which the deepest tap has two pixels: one alone is a special case, which a file lacks."""
+    stride = network.backbone.strides[0]
+    deepest = network.backbone(torch.zeros(1, 3, stride + 1, stride + 1))[0]
+    return stride + 1 if min(deepest.shape[2:]) > 1 else 2 * stride
+
+
 def metadata(network: nn.Module, class_names: Sequence[str], output: str) -> dict[str, str]:
     """What a user of the file has to know, as strings: classes, normalization, connectivity, input and output."""
-    return {"class_names": json.dumps(class_names), "mean": json.dumps(MEAN), "std": json.dumps(STD),
+    mean, std = network.normalization
+    return {"class_names": json.dumps(class_names), "mean": json.dumps(mean), "std": json.dumps(std),
             "input": "image, float32 (N, 3, H, W): RGB / 255, minus mean, over std; at least "
-                     f"{SMALLEST} pixels a side",
-            "output": {"logits": "logits (N, classes, ceil(H/2), ceil(W/2)); resize bilinearly with aligned corners",
+                     f"{smallest_size(network)} pixels a side",
+            "output": {"logits": f"logits (N, classes, h, w) at 1/{network.backbone.strides[-1]} of the image's size; "
+                                 f"resize bilinearly with aligned corners",
                        "resized": "logits (N, classes, H, W)", "classes": "class indices, int64 (N, H, W)"}[output],
             "connectivity": describe(network.connectivity)}
 
 
-def trace(module: nn.Module) -> torch.export.ExportedProgram:
-    """The module as an ExportedProgram for any batch size and any image size from SMALLEST pixels."""
+def trace(module: Deployed) -> torch.export.ExportedProgram:
+    """The module as an ExportedProgram for any batch size and any image size from module.smallest pixels.
+
+    Raises InputError for an encoder that PyTorch cannot export for open sizes.
+    """
     batch = torch.export.Dim("batch", min=1)
-    height, width = (torch.export.Dim(name, min=SMALLEST, max=2 ** 14) for name in ("height", "width"))
+    height, width = (torch.export.Dim(name, min=module.smallest, max=2 ** 14) for name in ("height", "width"))
     n, h, w = EXAMPLE
-    with torch.no_grad(), quiet():
-        return torch.export.export(module, (torch.zeros(n, 3, h, w),), strict=False,
-                                   dynamic_shapes={"image": {0: batch, 2: height, 3: width}})
+    try:
+        with torch.no_grad(), quiet():
+            return torch.export.export(module, (torch.zeros(n, 3, h, w),), strict=False,
+                                       dynamic_shapes={"image": {0: batch, 2: height, 3: width}})
+    except torch._dynamo.exc.UserError as error:  # its operations depend on the size of the image
+        name = module.network.parts["backbone"]
+        raise InputError(f"PyTorch {torch.__version__} cannot export the encoder {name} for images of any size "
+                         f"({first_line(error)}); take another encoder", about="out") from None
 
 
 class quiet(warnings.catch_warnings):

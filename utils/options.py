@@ -2,11 +2,9 @@
 import argparse
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 from models.components import check_name, is_own
-from models.inference import TestTimeAugmentation
 from models.losses import REGULARIZERS
 from models.mobilenet_v2 import MIN_SIZE
 from utils.checkpoint import PARTS, Checkpoint
@@ -21,13 +19,15 @@ from VOC12.transforms import size_pair
 RELEASED_WORKERS = 4
 RELEASED_SIZE = 513  # pixels that the released code pads validation images to
 MAX_SIZE = 8192  # pixels
-MIN_SCALE, MAX_SCALE = 0.1, 4.0
 MAX_NUMBER = 10 ** 9
 NO_LIST = "none"  # as --eval_list: no evaluation
 # The option of each part that can be exchanged, and what it is called in --help.
 PART_OPTIONS = {"backbone": ("backbone_name", "the encoder"), "connection": ("connection", "the connections"),
                 "fusion": ("fusion", "how a stage fuses its inputs"), "head": ("head", "the head"),
                 "strengths": ("strengths", "the parameterization of the strengths")}
+# What --help says of --backbone_name.
+ENCODERS = ("mobilenet_v2", "any of torchvision's classification networks with a pyramid of features (resnet50, ...)",
+            "timm:NAME")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -86,11 +86,24 @@ def add_model_options(parser: argparse._ActionsContainer, from_checkpoint: bool 
     note = " (default: the checkpoint's)" if from_checkpoint else ""
     for kind, (option, meaning) in PART_OPTIONS.items():
         if kind != "strengths" or strengths:
-            known = list(PARTS[kind])
+            known = ENCODERS if kind == "backbone" else list(PARTS[kind])  # naming them all would import torchvision
             parser.add_argument(f"--{option}", metavar="NAME", default=None if from_checkpoint else known[0],
                                 help=f"{meaning}: {', '.join(known)}, or your own as package.module:factory{note}")
     parser.add_argument("--depth", type=int, default=None if from_checkpoint else 64,
                         help=f"channels of a decoder stage{note}")
+
+
+def add_mask_encoder_option(parser: argparse._ActionsContainer) -> None:
+    """--mask_encoder: a connectivity is carried over from the encoder that it was found on."""
+    parser.add_argument("--mask_encoder", metavar="NAME", help="the encoder that the mask was found on, for it to be "
+                        "carried over to this one (default: what the text beside the mask says)")
+
+
+def check_mask_encoder(args: argparse.Namespace) -> None:
+    """Raises InputError for a --mask_encoder without a mask."""
+    if getattr(args, "mask_encoder", None) and not getattr(args, "mask_path", None):
+        raise InputError("--mask_encoder is the encoder that a mask was found on, and there is none; leave it out, or "
+                         "give a mask")
 
 
 def given_parts(args: argparse.Namespace) -> dict:
@@ -122,6 +135,7 @@ def option_if_given(args: argparse.Namespace, name: str) -> object:
 
 def require_options(checkpoint: Checkpoint, args: argparse.Namespace) -> Checkpoint:
     """Raises InputError if an option that was given contradicts the checkpoint. Returns the checkpoint."""
+    check_mask_encoder(args)
     checkpoint.require_parts(given_parts(args))
     num_classes, depth = (option_if_given(args, name) for name in ("n_class", "depth"))
     checkpoint.require_same(num_classes, depth)
@@ -199,38 +213,6 @@ class StoreSize(argparse.Action):
         if len(values) > 2:
             raise argparse.ArgumentError(self, f"{len(values)} numbers; give one (a square) or two: height and width")
         setattr(namespace, self.dest, values[0] if len(set(values)) == 1 else values)
-
-
-def add_augmentation_options(parser: argparse._ActionsContainer) -> None:
-    """--scales and --flip, the test-time augmentation of the paper's test protocol."""
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S",
-                        help="average the probabilities over these image sizes (paper: 0.5 0.75 1 1.25 1.5 1.75)")
-    parser.add_argument("--flip", action="store_true", help="average over the mirrored image too")
-
-
-class Augmentation(NamedTuple):
-    """The test-time augmentation that --scales and --flip ask for; `description` is empty for a plain single pass."""
-    scales: tuple
-    flip: bool
-
-    @property
-    def description(self) -> str:
-        """The augmentation in words, to stand beside a result."""
-        parts = [f"the scales {' '.join(f'{s:g}' for s in self.scales)}"] if self.scales != (1.0,) else []
-        parts += ["the mirrored image"] if self.flip else []
-        return f" (probabilities averaged over {' and '.join(parts)})" if parts else ""
-
-    def wrap(self, forward: Callable) -> Callable:
-        """The callable with test-time augmentation, or `forward` itself where there is nothing to average."""
-        return TestTimeAugmentation(forward, self.scales, self.flip) if self.description else forward
-
-
-def augmentation_of(scales: Sequence[float], flip: bool) -> Augmentation:
-    """--scales and --flip, checked."""
-    for scale in scales:
-        if not MIN_SCALE <= scale <= MAX_SCALE:
-            raise InputError(f"--scales has {scale:g}; give numbers from {MIN_SCALE} to {MAX_SCALE}")
-    return Augmentation(tuple(dict.fromkeys(scales)), flip)
 
 
 def fits(value: object, kind: type, several: int = 1) -> bool:

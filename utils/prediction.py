@@ -9,9 +9,9 @@ from models.inference import for_inference
 from models.losses import resize_logits
 from models.sparse_mask import SparseMask
 from models.tiling import TiledInference, check_tile
+from utils.augmentation import Augmentation
 from utils.errors import InputWarning, StepInterrupted
 from utils.memory import available_memory
-from utils.options import Augmentation
 from utils.runtime import Precision, explain_out_of_memory
 from VOC12.labels import VOID
 from VOC12.transforms import Sample

@@ -86,7 +86,8 @@ class RunLog(Watcher):
         number = f"_{index}" if index else ""
         classes = state.network.num_classes
         with self.curves.attempt(PICTURES):
-            self.curves.image(f"val/input{number}", denormalize(image[0]).cpu().numpy(), state.iteration)
+            shown = denormalize(image[0], state.network.normalization)
+            self.curves.image(f"val/input{number}", shown.cpu().numpy(), state.iteration)
             self.curves.image(f"val/output{number}", colour_label(prediction[0], classes), state.iteration)
             self.curves.image(f"val/gt{number}", colour_label(label[0], classes), state.iteration)
 

@@ -15,7 +15,7 @@ from torch import nn
 from utils import device_errors
 from utils.errors import InputError, StepInterrupted
 from utils.hardware import cuda_is_available, describe_device, why_no_cuda
-from VOC12.transforms import Sample, to_network
+from VOC12.transforms import IMAGENET, Sample, to_network
 
 START_SCALE = 2.0 ** 16  # of the loss, in float16
 LEAST_SCALE = 2.0 ** -16  # gradients that overflow even with this one always do
@@ -82,7 +82,7 @@ class Precision:
     def __init__(self, name: str, device: torch.device):
         self.low = TYPES[name] if name in ("float16", "bfloat16") else None
         self.dtype = torch.float64 if name == "float64" else torch.float32
-        self.device = device
+        self.device, self.normalization = device, IMAGENET
         self.scaler = torch.amp.GradScaler(device.type, init_scale=START_SCALE, enabled=name == "float16")
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -92,12 +92,16 @@ class Precision:
         return torch.autocast(self.device.type, dtype=self.low)
 
     def place(self, network: nn.Module) -> nn.Module:
-        """The network on the device, in its type, channels last (the layout that convolutions are fastest in)."""
+        """The network on the device, in its type, channels last (the layout that convolutions are fastest in).
+
+        From then on `batch` normalizes images as it wants them.
+        """
+        self.normalization = network.normalization
         return network.to(self.device, self.dtype, memory_format=torch.channels_last)
 
     def batch(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
         """A batch of Samples -> image and label for the network, see `to_network`."""
-        return to_network(sample, self.device, self.dtype)
+        return to_network(sample, self.device, self.dtype, self.normalization)
 
 
 def seed_everything(seed: int) -> None:

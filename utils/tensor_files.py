@@ -1,4 +1,5 @@
 """Tensors in files: written whole, read without running code, and checked before a network takes them."""
+import argparse
 import errno
 import re
 import warnings
@@ -9,15 +10,23 @@ import torch
 
 from utils.errors import InputError
 from utils.files import require_file, write_atomically
+from utils.safetensors_file import read_safetensors
 
 
 def load_file(path: str, what: str) -> Any:
-    """torch.load on the CPU, of tensors and plain Python types only. `what` names the file in the InputError."""
+    """torch.load on the CPU, of tensors and plain Python types only, or the tensors of a .safetensors file.
+
+    `what` names the file in the InputError. argparse.Namespace, which does nothing but hold values, counts as plain:
+    the training scripts of torchvision and timm save their options as one.
+    """
     path = require_file(path, what)
+    if path.suffix.lower() == ".safetensors":
+        return read_safetensors(path, what)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore", FutureWarning)
             warnings.filterwarnings("ignore", ".*sparse.*invariant", UserWarning)  # check_tensor refuses them
+            warnings.filterwarnings("ignore", ".*TorchScript archive", UserWarning)  # an error, below
             content = torch.load(path, map_location="cpu", weights_only=True)
         if zipfile.is_zipfile(path):  # not so in PyTorch 1.0; torch.load looks at no checksum
             with zipfile.ZipFile(path) as archive:
@@ -27,7 +36,7 @@ def load_file(path: str, what: str) -> Any:
     except Exception as error:  # broken files raise many types: UnpicklingError, EOFError, RuntimeError, KeyError, ...
         if isinstance(error, MemoryError):
             raise
-        text = str(error)
+        text, advice = str(error), "give a whole file that PyTorch or this program wrote"
         cut = isinstance(error, EOFError) or getattr(error, "errno", None) == errno.EINVAL  # a seek before the start
         if isinstance(error, zipfile.BadZipFile):
             reason = "its checksums do not fit, so it is damaged, or was saved without (set_crc32_options)"
@@ -35,12 +44,15 @@ def load_file(path: str, what: str) -> Any:
             reason = "it is cut short or damaged"
         elif re.search(r"unsupported (global|class)", text, re.IGNORECASE):
             reason = "it contains more than tensors and plain values, and loading that could run code"
+            advice = "give a file with a state dict alone: torch.save(model.state_dict(), FILE)"
+        elif "TorchScript" in text:
+            reason = "it is a TorchScript archive"
+            advice = "give its state dict: torch.save(torch.jit.load(FILE).state_dict(), OTHER)"
         elif isinstance(error, OSError):
             reason = error.strerror or text
         else:
             reason = "it is no file of PyTorch's, or damaged"
-        raise InputError(f"the {what} {path} cannot be read: {reason}; give a whole file that PyTorch or this program "
-                         f"wrote") from None
+        raise InputError(f"the {what} {path} cannot be read: {reason}; {advice}") from None
 
 
 def save_file(path: str, content: Any) -> None:

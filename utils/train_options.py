@@ -3,7 +3,7 @@ import argparse
 import functools
 
 from models import connectivity
-from models.backbones import BACKBONES
+from models.backbones import MOBILENETS
 from models.components import is_own
 from models.layers import RELEASED_BN_MOMENTUM
 from models.losses import REGULARIZERS
@@ -17,9 +17,11 @@ from utils.options import (
     add_crop_option,
     add_data_options,
     add_device_options,
+    add_mask_encoder_option,
     add_model_options,
     add_timeout_option,
     check_crop_size,
+    check_mask_encoder,
     check_numbers,
     check_part_names,
     check_settings,
@@ -32,7 +34,7 @@ from utils.run import RELEASED_ITERATIONS
 from utils.run_length import Length, resumed_length, stored_length
 
 # Settings that make a network of which a trained one has no part, or not all.
-OTHER_NETWORK = {"search", "mask_path", "pretrained_model", "strengths", "depth", *(
+OTHER_NETWORK = {"search", "mask_path", "mask_encoder", "pretrained_model", "partial_weights", "strengths", "depth", *(
     option for option, _ in PART_OPTIONS.values())}
 DESCRIPTION = ("Search a connectivity (--search), or train the network of one (--mask_path). "
                "PASCAL VOC 2012 or your own data.")
@@ -42,9 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
     """The released command line, and what is new."""
     parser = argparse.ArgumentParser(prog="train_sparse_mask.py", description=DESCRIPTION,
                                      formatter_class=HelpFormatter)
-    add = parser.add_argument_group("task (one of these)").add_argument
+    task = parser.add_argument_group("task (one of these)")
+    add = task.add_argument
     add("--search", action="store_true", help="search: train the supernet and its connection strengths")
     add("--mask_path", help=f"train: a connectivity that prune.py wrote, or one of {', '.join(connectivity.NAMED)}")
+    add_mask_encoder_option(task)
     add("--ft_model", nargs="?", const="", metavar="FILE",
         help="train: start from a whole trained network, not only its encoder: FILE, or that of --pretrained_model. "
              "With another --n_class the head starts anew")
@@ -55,7 +59,11 @@ def build_parser() -> argparse.ArgumentParser:
     add_crop_option(group, RELEASED_SIZE, "pixels; evaluation pads smaller images to it")
     group = parser.add_argument_group("model")
     group.add_argument("--pretrained_model", default="imagenet",
-                       help="encoder weights: imagenet (torchvision's, downloaded once), none, or a file")
+                       help="encoder weights: imagenet (the network's own, downloaded once by its library), none, "
+                            "or a file")
+    group.add_argument("--partial_weights", action="store_true",
+                       help="accept encoder weights that lack some of the encoder, which then starts from random "
+                            "weights")
     add_model_options(group)
     add = parser.add_argument_group("search").add_argument
     add("--strengths", metavar="NAME", default="sigmoid",
@@ -112,6 +120,7 @@ def check_args(args: argparse.Namespace, num_processes: int) -> None:
                          "strength_lr_mult"), at_least=0)
     check_crop_size(args.crop_size)
     check_part_names(args)
+    check_mask_encoder(args)
     if not 0 <= args.seed < 2 ** 63:
         raise InputError(f"--seed is {args.seed}; give a number from 0 to below 2^63")
     if args.strength_warmup is not None and not 0 <= args.strength_warmup < 1:
@@ -157,7 +166,7 @@ def resumed(args: argparse.Namespace) -> tuple[Checkpoint, argparse.Namespace]:
     if given.get("label_map"):  # spelled as it is stored
         label_map = label_map_of(given["label_map"], stored["n_class"])
         given["label_map"] = label_map and str(label_map)
-    if {given.get("backbone_name"), checkpoint.parts["backbone"]} <= set(BACKBONES):
+    if {given.get("backbone_name"), checkpoint.parts["backbone"]} <= set(MOBILENETS):
         del given["backbone_name"]  # the two layouts of MobileNetV2 count as one
     settings = merge_settings(stored, given, defaults, functools.partial(new_run_command, checkpoint))
     if is_own(settings["sparse_loss"]) and "sparse_loss" not in given:
@@ -182,12 +191,14 @@ def new_run_command(checkpoint: Checkpoint, changes: dict) -> str:
         settings["ft_model"] = checkpoint.path if trained else None
     if settings["ft_model"] is not None:  # the file has these
         known = {name for kind, (name, _) in PART_OPTIONS.items() if not is_own(settings[name])}
-        known |= {"search", "mask_path", "pretrained_model", "depth", "n_class", "class_names"}
+        known |= {"search", "mask_path", "mask_encoder", "pretrained_model", "partial_weights", "depth", "n_class",
+                  "class_names"}
         settings = {name: value for name, value in settings.items() if name in changes or name not in known}
     elif changes.get("mask_path"):
         settings["search"] = False
+        settings["mask_encoder"] = changes.get("mask_encoder")
     elif settings["search"]:
-        settings["mask_path"] = None
+        settings["mask_path"] = settings["mask_encoder"] = None
     elif not settings["mask_path"]:
         return ""  # the run began from a trained network: its connectivity is in no file
     if "n_class" in changes and "class_names" not in changes:
@@ -225,7 +236,7 @@ def fine_tuned(args: argparse.Namespace) -> tuple[Checkpoint, argparse.Namespace
     checkpoint = read_checkpoint(args.ft_model or args.pretrained_model).require("train")
     checkpoint.require_parts(given_parts(args))
     checkpoint.require_same(depth=option_if_given(args, "depth"))
-    checkpoint.require_mask(option_if_given(args, "mask_path"))
+    checkpoint.require_mask(option_if_given(args, "mask_path"), args.mask_encoder)
     parts = {PART_OPTIONS[kind][0]: name for kind, name in checkpoint.parts.items()}
     num_classes = option_if_given(args, "n_class")
     sizes = {"n_class": checkpoint.num_classes if num_classes is None else num_classes, "depth": checkpoint.depth}
