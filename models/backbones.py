@@ -12,7 +12,7 @@ from torch import nn
 
 from models import components
 from models.components import TIMM
-from models.library_encoders import timm_encoder, torchvision_encoder, torchvision_names
+from models.library_encoders import is_torchvision_name, timm_encoder, torchvision_encoder, torchvision_names
 from models.mobilenet_v2 import MobileNetV2
 from utils.errors import InputError
 
@@ -33,7 +33,7 @@ class Backbones(Mapping):
             return MOBILENETS[name]
         if name.startswith(TIMM):
             return functools.partial(timm_encoder, name)
-        if name in torchvision_names():
+        if is_torchvision_name(name):
             return functools.partial(torchvision_encoder, name)
         raise KeyError(name)
 

@@ -19,6 +19,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of
 # Attributes of torchvision's networks: what follows the features, and what contains a chain of them.
 CLASSIFIERS = ("avgpool", "classifier", "fc", "head", "heads", "permute", "flatten", "dropout", "AuxLogits", "aux1",
                "aux2")
+FAMILIES = ("resnet", "resnext", "wide_resnet", "vgg", "densenet", "mobilenet_v3", "mnasnet", "efficientnet", "regnet",
+            "convnext", "shufflenet", "swin", "googlenet")
 CONTAINERS = ("features", "layers", "trunk_output")
 
 
@@ -160,6 +162,12 @@ def torchvision_models() -> ModuleType:
     except Exception as error:  # one that does not match torch fails with more than ImportError
         raise InputError(f"torchvision cannot be imported ({first_line(error)}); install the one that fits your torch, "
                          f"or take the backbone mobilenet_v2", about="backbone") from None
+
+
+def is_torchvision_name(name: str) -> bool:
+    """Whether torchvision has a classification network of that name; where it cannot be imported, whether it may."""
+    known = torchvision_names()
+    return name in known if known else name.startswith(FAMILIES)
 
 
 @functools.cache

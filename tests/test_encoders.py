@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from helpers import TINY, call, folders, only_run, random_batch, randomize
-from models import FullyDenseNetwork, SparseMask, connectivity
+from models import FullyDenseNetwork, SparseMask, connectivity, library_encoders
 from models.backbones import BACKBONES, make_backbone
 from models.inference import for_inference
 from models.library_encoders import LibraryEncoder
@@ -20,7 +20,10 @@ from utils.run import make_optimizer
 from utils.runtime import Precision
 from VOC12.transforms import IMAGENET, EvalTransform, Sample
 
-models = pytest.importorskip("torchvision.models")
+try:
+    from torchvision import models
+except Exception:  # one that does not match torch fails with more than ImportError
+    pytest.skip("torchvision cannot be imported", allow_module_level=True)
 
 # Networks that pool without a module, and the module whose output they pool.
 PLACES = {"densenet121": (None, "features"), "mnasnet0_5": (None, "layers"), "shufflenet_v2_x0_5": (None, "conv5")}
@@ -173,6 +176,19 @@ def test_without_timm_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(InputError, match="pip install timm"):
         make_backbone("timm:resnet18")
+
+
+def test_without_torchvision_it_says_what_to_install_and_what_does_without(monkeypatch):
+    library_encoders.torchvision_names.cache_clear()
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    try:
+        with pytest.raises(InputError, match="torchvision cannot be imported .* install the one that fits"):
+            make_backbone("resnet18")
+        with pytest.raises(InputError, match="unknown backbone 'nonsense'"):
+            make_backbone("nonsense")
+        assert make_backbone("mobilenet_v2").strides[0] == 32
+    finally:
+        library_encoders.torchvision_names.cache_clear()
 
 
 def test_mobilenets_normalization_is_imagenets_and_older_checkpoints_have_it():
