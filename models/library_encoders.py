@@ -5,6 +5,7 @@ each stage. The classifier is left out. Both libraries are imported only where o
 """
 import difflib
 import functools
+import re
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -19,8 +20,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of
 # Attributes of torchvision's networks: what follows the features, and what contains a chain of them.
 CLASSIFIERS = ("avgpool", "classifier", "fc", "head", "heads", "permute", "flatten", "dropout", "AuxLogits", "aux1",
                "aux2")
-FAMILIES = ("resnet", "resnext", "wide_resnet", "vgg", "densenet", "mobilenet_v3", "mnasnet", "efficientnet", "regnet",
-            "convnext", "shufflenet", "swin", "googlenet")
+FAMILIES = re.compile(r"(resnet|resnext|wide_resnet|vgg|densenet|mobilenet_v3|mnasnet|efficientnet|regnet|convnext|"
+                      r"shufflenet|swin)[\d_]\w*|googlenet")
 CONTAINERS = ("features", "layers", "trunk_output")
 
 
@@ -167,7 +168,7 @@ def torchvision_models() -> ModuleType:
 def is_torchvision_name(name: str) -> bool:
     """Whether torchvision has a classification network of that name; where it cannot be imported, whether it may."""
     known = torchvision_names()
-    return name in known if known else name.startswith(FAMILIES)
+    return name in known if known else bool(FAMILIES.fullmatch(name))
 
 
 @functools.cache
