@@ -5,11 +5,10 @@ import numpy as np
 from PIL import Image
 
 from utils.errors import InputError
-from VOC12.image_io import LABEL_FORMATS, open_image, sixteen_bit_channels, write_png
+from VOC12.image_io import LABEL_FORMATS, TIFF_BITS, open_image, sixteen_bit_channels, write_png
 from VOC12.label_map import MAX_VALUE, LabelMap
 from VOC12.labels import VOID, colour_map
 
-TIFF_BITS_PER_SAMPLE = 258  # number of the tag
 MADE_BY = "made by"  # key of a text in the PNG
 
 
@@ -18,9 +17,13 @@ def read_label(path: str | Path, num_classes: int, label_map: LabelMap | None = 
 
     Raises InputError, naming the file, if it is no such image or a pixel is neither one of the classes nor void.
     """
-    label = read_values(path)
-    if label_map is not None:
-        label = label_map(label)
+    return to_classes(read_values(path), path, num_classes, label_map)
+
+
+def to_classes(values: np.ndarray, path: str | Path, num_classes: int, label_map: LabelMap | None = None) -> np.ndarray:
+    """The values in a label file, integers of any shape -> class indices, uint8. Raises InputError as read_label does.
+    """
+    label = values if label_map is None else label_map(values)
     wrong = (label >= num_classes) & (label != VOID)
     if wrong.any():
         row, column = _first(wrong)
@@ -115,7 +118,7 @@ def _sample_bits(path):
         return start[24]
     if start[:2] in (b"II", b"MM"):
         with Image.open(path, formats=["TIFF"]) as image:
-            return image.tag_v2.get(TIFF_BITS_PER_SAMPLE, (8,))[0]
+            return image.tag_v2.get(TIFF_BITS, (8,))[0]
     return 8
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from utils.parallel import count_cores
-from VOC12.index_png import read_label, read_values
+from utils.progress import progress_bar
+from VOC12.index_png import read_values, to_classes
 from VOC12.label_map import MAX_VALUE, LabelMap
 from VOC12.labels import VOID
 
@@ -76,21 +76,19 @@ def survey(files: Sequence[Path], num_classes: int, label_map: LabelMap | None =
         files = [files[i] for i in np.linspace(0, len(files) - 1, limit).round().astype(int)]
     with ThreadPoolExecutor(count_cores()) as threads:
         counts = threads.map(functools.partial(count_file, num_classes=num_classes, label_map=label_map), files)
-        for values, classes in tqdm(counts, total=len(files), desc="labels", unit="image", dynamic_ncols=True,
-                                    leave=False, disable=len(files) <= SAMPLE):
+        for values, classes in progress_bar(counts, total=len(files), desc="labels", unit="image", leave=False,
+                                            disable=len(files) <= SAMPLE):
             counted = classes[:VOID].sum()
             result.looked_at += 1
             result.only_void += counted == 0
-            result.values += values
+            result.values[:len(values)] += values
             result.classes += classes
             result.around += (classes > 0) * counted
     return result
 
 
 def count_file(path: Path, num_classes: int, label_map: LabelMap | None) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of one file: by the value in it, int64 (65536), and by class, int64 (256)."""
-    values = np.bincount(read_values(path).ravel(), minlength=MAX_VALUE + 1)
-    if label_map is None and not values[num_classes:VOID].any() and not values[VOID + 1:].any():
-        return values, values[:VOID + 1]
-    label = read_label(path, num_classes, label_map)
-    return values, np.bincount(label.ravel(), minlength=VOID + 1)
+    """Pixels of one file: by the value in it, int64 (largest value + 1), and by class, int64 (256)."""
+    values = read_values(path)
+    label = to_classes(values, path, num_classes, label_map)
+    return np.bincount(values.ravel()), np.bincount(label.ravel(), minlength=VOID + 1)

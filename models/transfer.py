@@ -12,6 +12,7 @@ import numpy as np
 
 from models import connectivity as conn
 from models.backbones import make_backbone
+from models.mobilenet_v2 import MobileNetV2
 from utils.errors import InputError
 
 
@@ -21,7 +22,7 @@ class Encoder(NamedTuple):
     strides: tuple
 
 
-PUBLISHED_ON = Encoder("mobilenet_v2", (32, 32, 32, 16, 16, 8, 4, 2, 2))
+PUBLISHED_ON = Encoder("mobilenet_v2", MobileNetV2.strides)
 ENCODER_LINE = re.compile(r"^encoder: (\S+), strides (\d{1,5}(?: \d{1,5})*)[ \r]*$", re.MULTILINE)
 
 

@@ -94,7 +94,7 @@ def test_many_labels_are_sampled_and_that_is_said(tmp_path):
     files = labels(tmp_path, *[np.full((2, 2), i % 2, np.uint8) for i in range(30)])
     found = survey(files, 3, limit=10)
     assert (found.looked_at, found.total) == (10, 30) and found.classes[:2].all()
-    assert said_of(found, ["a", "b", "c"])[0].startswith("10 of the 30 training labels")
+    assert said_of(found, ["a", "b", "c"])[0].startswith("the 10 training labels that were sampled, of 30, have")
     assert survey(files + files, 3, limit=None).looked_at == 30
 
 
@@ -114,7 +114,8 @@ def test_median_frequency_balancing(tmp_path):
 
 
 @pytest.mark.parametrize("text, words", [
-    ("1\n2\n0.5\n", None), ("a 1\nb 2\nc 0.5\n", None), ("a,1\nb,2\nc,0.5\n", None), ("my b 1\n", "line 1"),
+    ("1\n2\n0.5\n", None), ("a 1\nb 2\nc 0.5\n", None), ("a,1\nb,2\nc,0.5\n", None),
+    ("a\t1\nb: 2\nc ; 0.5\n", None), ("my b 1\n", "line 1"),
     ("1\n2\n", "2 weights for 3"), ("1\nx\n3\n", "line 2"), ("1\n-2\n3\n", "from 0 up"), ("b 1\na 2\nc 3\n", "order"),
     ("0\n0\n0\n", "not all of them 0"), ("1\nnan\n1\n", "from 0 up"),
 ])

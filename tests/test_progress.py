@@ -6,7 +6,7 @@ import sys
 import pytest
 from tqdm import tqdm
 
-from helpers import TINY, folders, run
+from helpers import ROOT, TINY, folders, run
 from utils.progress import ProgressLines, progress_bar
 
 
@@ -96,3 +96,11 @@ def test_a_run_in_a_file_has_a_line_an_epoch(data, tmp_path):
     shown = [line for line in printed.splitlines() if "%|" in line]
     line = r"train: +\d+%\| (\d/6) \[\d\d:\d\d<\d\d:\d\d, .*(?:it/s|s/it), loss=[\d.]+, mIoU=[\d.]+%, lr=[\d.]+\]"
     assert [re.fullmatch(line, text)[1] for text in shown] == ["3/6", "6/6"]
+
+
+def test_no_bar_goes_round_progress_bar():
+    """A bar of tqdm's own would fill a log with frames."""
+    files = [path for folder in (".", "models", "VOC12", "utils", "demo", "benchmarks") for path in
+             (ROOT / folder).glob("*.py") if path.name != "progress.py"]
+    assert len(files) > 50
+    assert not [path.name for path in files if re.search(r"\b(tqdm|trange)\(", path.read_text(encoding="utf-8"))]

@@ -1,7 +1,8 @@
 """Options that say how a user's files are named and what their labels mean, and what is said of labels before a run."""
 import argparse
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -46,7 +47,8 @@ def label_map_of(rules: str | None, num_classes: int, stored: Mapping = {}) -> L
     return LabelMap(stored_rules, num_classes) if stored_rules and isinstance(stored_rules, str) else None
 
 
-def class_weights_of(option: str | None, class_names: Sequence[str], count) -> list[float] | None:
+def class_weights_of(option: str | None, class_names: Sequence[str],
+                     count: Callable[[], Survey]) -> list[float] | None:
     """--class_weights: one weight a class, or None. count: () -> Survey of all labels, called for "balanced"."""
     if option is None:
         return None
@@ -54,13 +56,12 @@ def class_weights_of(option: str | None, class_names: Sequence[str], count) -> l
         return [round(float(weight), 6) for weight in count().balanced_weights()]
     weights = []
     for number, line in read_lines(option, "file of class weights"):
-        name, _, text = line.rpartition(" ") if " " in line else line.rpartition(",")
+        name, text = re.fullmatch(r"(.*?)[\s,;:]*([^\s,;:]*)", line).groups()
         try:
             weights.append(float(text))
         except ValueError:
             raise InputError(f"{option}, line {number}: {line[:60]!r} has no number at its end; give one weight a "
                              f"line, after the name of the class or alone", about="class_weights") from None
-        name = name.strip(" ,:\t")
         if name and len(weights) <= len(class_names) and name != class_names[len(weights) - 1]:
             raise InputError(f"{option}, line {number} has the class {name!r}, but class {len(weights) - 1} is "
                              f"{class_names[len(weights) - 1]!r}; give the weights in the order of the classes",
@@ -77,12 +78,12 @@ def warn_of_labels(found: Survey, class_names: Sequence[str], has_map: bool) -> 
     Raises InputError if they have nothing to learn from.
     """
     which = "the training labels" if found.is_complete else \
-        f"{found.looked_at} of the {found.total:,} training labels, which were looked at,"
+        f"the {found.looked_at} training labels that were sampled, of {found.total:,},"
     if found.is_complete and not found.classes[:VOID].any():
         raise InputError(f"{which} contain no pixel of a class, only void ({VOID}), so there is nothing to learn; say "
                          f"what their values mean: --label_map")
     if found.absent:
-        warn(f"{which} have no pixel of {listed(found.absent, class_names)}: {way_out(found, has_map)}")
+        warn(f"{which} have no pixel of {listed(found.absent, class_names)}: {advice(found, has_map)}")
     if found.void_share > MOSTLY:
         warn(f"{which} are void ({VOID}) in {100 * found.void_share:.0f} % of their pixels, and the rest alone is "
              f"learned from: if {VOID} is a class, add --label_map {VOID}:CLASS")
@@ -112,7 +113,7 @@ def warn_of_repeats(list_path: str, dataset: SegmentationDataset, consequence: s
              f"{consequence}")
 
 
-def way_out(found: Survey, has_map: bool) -> str:
+def advice(found: Survey, has_map: bool) -> str:
     """What to do about absent classes."""
     values = np.flatnonzero(found.values).tolist()
     highest = max(set(range(found.num_classes)) - set(found.absent), default=0)
