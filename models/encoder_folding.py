@@ -1,15 +1,18 @@
 """Folding the batch normalizations of any encoder into the convolutions before them, found by running it."""
 import copy
+from collections import Counter
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from models.layers import BatchNorm2d, is_plain
+from models.layers import BatchNorm2d, DepthwiseConv2d, is_plain
 from models.sync_bn import SyncBatchNorm2d
 
 SIZE = 64  # pixels a side of the image that it is run on
-TOLERANCE = 1e-4  # of the largest value
+TOLERANCE = 1e-9  # of the largest value, in double precision: rounding is far below, and a wrong fold far above
+CONVOLUTIONS = (nn.Conv2d, DepthwiseConv2d)
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNorm2d, SyncBatchNorm2d)
 
 
@@ -22,48 +25,46 @@ def fold_encoder(encoder: nn.Module) -> nn.Module:
     """
     if not any(isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) for module in encoder.modules()):
         return encoder
-    parameter = next(encoder.parameters())
-    image = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(parameter)
-    result = copy.deepcopy(encoder)
+    trial = copy.deepcopy(encoder).double()
+    image = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(next(trial.parameters()))
     try:
-        pairs = find_pairs(result, image)
-        for name, convolution in pairs.items():
-            fold(result, name, convolution)
-        before, after = encoder(image), result(image)
-    except Exception:  # an encoder that takes no image of this size
+        pairs, before = find_pairs(trial, image), trial(image)
+        fold(trial, pairs)
+        after = trial(image)
+    except Exception:  # an encoder that takes no image of this size or type
         return encoder
-    equal = all(float((x - y).abs().max()) <= TOLERANCE * float(x.abs().max())
-                for x, y in zip(before, after, strict=True))
-    return result if equal else encoder
+    if all(float((x - y).abs().max()) <= TOLERANCE * float(x.abs().max())
+           for x, y in zip(before, after, strict=True)):
+        fold(encoder, pairs)
+    return encoder
 
 
-def find_pairs(encoder: nn.Module, image: torch.Tensor) -> dict[str, nn.Conv2d]:
-    """{name of a BN: the convolution whose output it reads}, where each of them is called once."""
-    made, pairs, calls, hooks = {}, {}, {}, []  # made: id of an output -> (convolution, output, kept for its id)
+def find_pairs(encoder: nn.Module, image: torch.Tensor) -> dict[str, str]:
+    """{name of a BN: name of the convolution whose output it reads}, where each of them is called once."""
+    made, pairs, calls, hooks = {}, {}, Counter(), []  # made: id of an output -> (name, output, kept for its id)
 
-    def after_convolution(module, _, output):
-        calls[module] = calls.get(module, 0) + 1
-        made[id(output)] = module, output
+    def after_convolution(name, output):
+        calls[name] += 1
+        made[id(output)] = name, output
 
-    def before_norm(name, module, inputs):
-        calls[module] = calls.get(module, 0) + 1
-        convolution, _ = made.get(id(inputs[0]), (None, None))
-        if convolution is not None:
-            pairs[name] = convolution
+    def before_norm(name, x):
+        calls[name] += 1
+        if id(x) in made:
+            pairs[name] = made[id(x)][0]
 
     for name, module in encoder.named_modules():
-        if is_plain(module, (nn.Conv2d,)):
-            hooks.append(module.register_forward_hook(after_convolution))
+        if is_plain(module, CONVOLUTIONS):
+            hooks.append(module.register_forward_hook(lambda _, __, y, name=name: after_convolution(name, y)))
         elif activation_of(module) is not None:
-            hooks.append(module.register_forward_pre_hook(lambda m, x, name=name: before_norm(name, m, x)))
+            hooks.append(module.register_forward_pre_hook(lambda _, x, name=name: before_norm(name, x[0])))
     try:
         encoder(image)
     finally:
         for hook in hooks:
             hook.remove()
-    modules, used = dict(encoder.named_modules()), list(pairs.values())
-    return {name: convolution for name, convolution in pairs.items()
-            if calls[modules[name]] == calls[convolution] == used.count(convolution) == 1}
+    used = Counter(pairs.values())
+    return {norm: convolution for norm, convolution in pairs.items()
+            if calls[norm] == calls[convolution] == used[convolution] == 1}
 
 
 def activation_of(module: nn.Module) -> nn.Module | None:
@@ -76,10 +77,11 @@ def activation_of(module: nn.Module) -> nn.Module | None:
     return None
 
 
-def fold(encoder: nn.Module, name: str, convolution: nn.Conv2d) -> None:
-    """Puts the scale and shift of the BN of that name into the convolution, which gets a bias."""
-    parent, _, leaf = name.rpartition(".")
-    bn = encoder.get_submodule(name)
-    convolution.weight, convolution.bias = fuse_conv_bn_weights(
-        convolution.weight, convolution.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
-    setattr(encoder.get_submodule(parent), leaf, activation_of(bn))
+def fold(encoder: nn.Module, pairs: Mapping[str, str]) -> None:
+    """Puts the scale and shift of each BN into its convolution, which gets a bias. pairs: see find_pairs."""
+    for norm, convolution in pairs.items():
+        bn, conv = encoder.get_submodule(norm), encoder.get_submodule(convolution)
+        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps,
+                                                      bn.weight, bn.bias)
+        parent, _, leaf = norm.rpartition(".")
+        setattr(encoder.get_submodule(parent), leaf, activation_of(bn))

@@ -25,7 +25,7 @@ COMPILER_FAILURES = {"BackendCompilerFailed", "TritonMissing", "GPUTooOldForTrit
 
 
 def for_inference(network: nn.Module, compiled: bool = False, dtype: torch.dtype | None = None) -> Callable:
-    """A callable image (N, 3, H, W) -> logits (N, classes, H/2, W/2), equal to network.eval()'s to 1e-4.
+    """A callable image (N, 3, H, W) -> logits (N, classes, h, w), equal to network.eval()'s to 1e-4.
 
     It is a copy: training the network on does not change it. Gradients do not pass. dtype: that of the autocast
     it will be called in, if any; the weights of its convolutions are cast once, then. compiled: torch.compile, with the
@@ -38,7 +38,7 @@ def for_inference(network: nn.Module, compiled: bool = False, dtype: torch.dtype
 
 
 def folded(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """A copy in evaluation mode whose BNs are folded into the convolutions before them, where there is one.
+    """A copy in evaluation mode whose BNs are folded into the convolutions before them, where that is exact.
 
     dtype: what the weights of its convolutions are cast to, if anything.
     """
@@ -47,24 +47,12 @@ def folded(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     uses = Counter(stage.connection(*place) for stage in stages for place in stage.inputs)
     for stage in stages:
         fold_stage(stage, uses)
-    for module in network.modules():
-        for convolution, norm in getattr(module, "folds", ()):
-            if hasattr(module, norm):
-                fold(module, convolution, norm)
     if hasattr(network, "backbone"):
         network.backbone = fold_encoder(network.backbone)
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and dtype is not None:
             module.to(dtype)
     return network
-
-
-def fold(module: nn.Module, convolution: str, norm: str) -> None:
-    """Puts the scale and shift of module.<norm> into module.<convolution>, which gets a bias."""
-    conv, bn = getattr(module, convolution), getattr(module, norm)
-    conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps,
-                                                  bn.weight, bn.bias)
-    setattr(module, norm, nn.Identity())
 
 
 def fold_stage(stage: Stage, uses: Counter) -> None:

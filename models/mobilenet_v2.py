@@ -17,7 +17,6 @@ MIN_SIZE = 32  # pixels: the deepest tap has stride 32
 
 class LinearBottleneck(nn.Module):
     """1x1 expansion, 3x3 depthwise, 1x1 projection without activation; a shortcut where the shapes allow it."""
-    folds = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))  # each BN may be folded into the layer before it
 
     def __init__(self, in_channels, out_channels, stride, expansion, expand):
         super().__init__()
@@ -47,7 +46,6 @@ class MobileNetV2(nn.Module):
     """
     channels = (LAST_CHANNELS, *(c for _, c, _, _ in reversed(GROUPS)), STEM_CHANNELS)
     strides = (32, 32, 32, 16, 16, 8, 4, 2, 2)
-    folds = (("conv1", "bn1"), ("conv_last", "bn_last"))
 
     def __init__(self, expand_first: bool = True):
         super().__init__()

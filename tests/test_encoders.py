@@ -103,9 +103,10 @@ def test_every_step_of_the_method(name, tmp_path):
         assert "equal to PyTorch" in export_torch(Deployed(network.eval(), "logits").eval(), tmp_path / "n.pt2", {})
 
 
-@pytest.mark.parametrize("name", [name for name in ENCODERS if name not in ("vgg11", "convnext_tiny", "swin_t")])
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v2_torchvision", *(
+    name for name in ENCODERS if name not in ("vgg11", "convnext_tiny", "swin_t"))])
 def test_batch_normalizations_are_folded(name):
-    network = SparseMask(connectivity.NAMED["fcn"](5), name, depth=4, num_classes=3).double()
+    network = SparseMask(connectivity.fcn(len(make_backbone(name).strides)), name, depth=4, num_classes=3).double()
     randomize(network)
     image = torch.randn(1, 3, 65, 70, dtype=torch.float64)
     fast = for_inference(network)
