@@ -1,4 +1,4 @@
-"""Options that say how a user's files are named and what their labels mean, and what is said of labels before a run."""
+"""Options for the names of a user's files and the meaning of their labels, and warnings about labels before a run."""
 import argparse
 import re
 import warnings
@@ -81,7 +81,7 @@ def warn_of_labels(found: Survey, class_names: Sequence[str], has_map: bool) -> 
         f"the {found.looked_at} training labels that were sampled, of {found.total:,},"
     if found.is_complete and not found.classes[:VOID].any():
         raise InputError(f"{which} contain no pixel of a class, only void ({VOID}), so there is nothing to learn; say "
-                         f"what their values mean: --label_map")
+                         f"what their values mean with --label_map")
     if found.absent:
         warn(f"{which} have no pixel of {listed(found.absent, class_names)}: {advice(found, has_map)}")
     if found.void_share > MOSTLY:

@@ -14,7 +14,7 @@ class InputError(ValueError):
 
 
 class InputWarning(UserWarning):
-    """Something about what the user gave deserves a sentence, and the command goes on. Issue it with warnings.warn.
+    """Something in the user's input that the user should know, but that does not stop the command.
 
     The message has one sentence, as that of an InputError. A command prints it in a line, and a run logs it too.
     kind: of the warnings of one kind that loading a dataset gives, only the first is shown.

@@ -26,7 +26,7 @@ class Data(NamedTuple):
 
 
 def load_data(args: argparse.Namespace, source: Checkpoint | None, device: torch.device, group: ProcessGroup) -> Data:
-    """Finds the files of both lists, and looks into the labels: a run on labels that mean something else is lost."""
+    """Finds the files of both lists, and checks the labels: a run on labels that mean something else is lost."""
     stored = source.class_names if source and source.num_classes == args.n_class else None
     file = option_if_given(args, "class_names")  # that of a resumed run may be gone
     names = class_names_of(file, args.n_class, stored)
