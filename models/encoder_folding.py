@@ -21,13 +21,15 @@ def fold_encoder(encoder: nn.Module) -> nn.Module:
     """The encoder in evaluation mode with its BNs folded where that is exact; else as it is, which is slower.
 
     The encoder is one of a copy: it may be changed. A BN is folded if its input is what a convolution has just put out.
-    Whether anything else reads that output shows by comparing the features of a random image before and after.
+    Whether anything else reads that output shows by comparing the features of a random image before and after, with
+    random weights: so nothing waits for a GPU, and a BN that happens to change nothing proves nothing.
     """
     if not any(isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) for module in encoder.modules()):
         return encoder
-    trial = copy.deepcopy(encoder).double()
-    image = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(next(trial.parameters()))
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 3, SIZE, SIZE, generator=generator, dtype=torch.float64)
     try:
+        trial = randomized_copy(encoder, generator)
         pairs, before = find_pairs(trial, image), trial(image)
         fold(trial, pairs)
         after = trial(image)
@@ -37,6 +39,21 @@ def fold_encoder(encoder: nn.Module) -> nn.Module:
            for x, y in zip(before, after, strict=True)):
         fold(encoder, pairs)
     return encoder
+
+
+def randomized_copy(encoder: nn.Module, generator: torch.Generator) -> nn.Module:
+    """A copy on the CPU, in double precision, whose parameters and buffers have random values of a usual size."""
+    trial = copy.deepcopy(encoder).to_empty(device="cpu").double()
+    for name, tensor in trial.state_dict().items():
+        if not tensor.is_floating_point():
+            tensor.zero_()
+        elif name.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5, generator=generator)
+        elif tensor.ndim > 1:
+            tensor.normal_(std=tensor[0].numel() ** -0.5, generator=generator)
+        else:
+            tensor.normal_(1.0 if name.endswith("weight") else 0.0, 0.1, generator=generator)
+    return trial
 
 
 def find_pairs(encoder: nn.Module, image: torch.Tensor) -> dict[str, str]:

@@ -9,6 +9,7 @@ from torch import nn
 from helpers import TINY, call, folders, only_run, random_batch, randomize
 from models import FullyDenseNetwork, SparseMask, connectivity, library_encoders
 from models.backbones import BACKBONES, make_backbone
+from models.encoder_folding import fold_encoder
 from models.inference import for_inference
 from models.library_encoders import LibraryEncoder
 from models.pruning import prune
@@ -115,6 +116,21 @@ def test_batch_normalizations_are_folded(name):
     assert torch.allclose(fast(image), slow, atol=1e-9 * float(slow.abs().max()))
     left = [module for module in fast.__wrapped__.modules() if isinstance(module, nn.BatchNorm2d)]
     assert not left or name == "densenet121"  # its BNs stand before the convolutions
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_convolution_that_something_else_reads_keeps_its_batch_normalization(shared):
+    """Also where the batch normalization changes nothing yet, as in a fresh network."""
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return [self.bn(y) + (y if shared else 0)]
+    folded = fold_encoder(Encoder().eval())
+    assert isinstance(folded.bn, nn.BatchNorm2d) == shared
 
 
 def test_a_network_that_fits_is_found_by_its_name_and_one_that_does_not_is_refused():
