@@ -2,6 +2,7 @@
 import copy
 from collections import Counter
 from collections.abc import Mapping
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -14,31 +15,44 @@ SIZE = 64  # pixels a side of the image that it is run on
 TOLERANCE = 1e-9  # of the largest value, in double precision: rounding is far below, and a wrong fold far above
 CONVOLUTIONS = (nn.Conv2d, DepthwiseConv2d)
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNorm2d, SyncBatchNorm2d)
+FOUND = WeakKeyDictionary()  # encoder -> what foldable_pairs found
+
+
+def fold_encoder(encoder: nn.Module, original: nn.Module) -> None:
+    """Folds the BNs of an encoder in evaluation mode where that is exact; the others stay, which is slower.
+
+    original: the encoder that `encoder` is a copy of. What can be folded is found once for each.
+    """
+    if original not in FOUND:
+        FOUND[original] = foldable_pairs(encoder)
+    modules = dict(encoder.named_modules())
+    fold(encoder, {norm: convolution for norm, convolution in FOUND[original].items()  # as far as nobody has changed it
+                   if is_plain(modules.get(convolution), CONVOLUTIONS)
+                   and activation_of(modules.get(norm)) is not None})
 
 
 @torch.no_grad()
-def fold_encoder(encoder: nn.Module) -> nn.Module:
-    """The encoder in evaluation mode with its BNs folded where that is exact; else as it is, which is slower.
+def foldable_pairs(encoder: nn.Module) -> dict[str, str]:
+    """{name of a BN: name of the convolution that it can be folded into}, found by running a copy of the encoder.
 
-    The encoder is one of a copy: it may be changed. A BN is folded if its input is what a convolution has just put out.
-    Whether anything else reads that output shows by comparing the features of a random image before and after, with
-    random weights: so nothing waits for a GPU, and a BN that happens to change nothing proves nothing.
+    A BN can be folded if its input is what a convolution has just put out. Whether anything else reads that output
+    shows by comparing the features of a random image before and after, with random weights: so nothing waits for a
+    GPU, and a BN that happens to change nothing proves nothing. No pair if they differ, or if the copy cannot be run.
     """
     if not any(isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) for module in encoder.modules()):
-        return encoder
+        return {}
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 3, SIZE, SIZE, generator=generator, dtype=torch.float64)
     try:
         trial = randomized_copy(encoder, generator)
-        pairs, before = find_pairs(trial, image), trial(image)
+        pairs, before = find_pairs(trial, image)
         fold(trial, pairs)
         after = trial(image)
     except Exception:  # an encoder that takes no image of this size or type
-        return encoder
-    if all(float((x - y).abs().max()) <= TOLERANCE * float(x.abs().max())
-           for x, y in zip(before, after, strict=True)):
-        fold(encoder, pairs)
-    return encoder
+        return {}
+    equal = all(float((x - y).abs().max()) <= TOLERANCE * float(x.abs().max())
+                for x, y in zip(before, after, strict=True))
+    return pairs if equal else {}
 
 
 def randomized_copy(encoder: nn.Module, generator: torch.Generator) -> nn.Module:
@@ -56,8 +70,11 @@ def randomized_copy(encoder: nn.Module, generator: torch.Generator) -> nn.Module
     return trial
 
 
-def find_pairs(encoder: nn.Module, image: torch.Tensor) -> dict[str, str]:
-    """{name of a BN: name of the convolution whose output it reads}, where each of them is called once."""
+def find_pairs(encoder: nn.Module, image: torch.Tensor) -> tuple[dict[str, str], list[torch.Tensor]]:
+    """Runs the encoder. Returns ({name of a BN: name of the convolution whose output it reads}, the features).
+
+    Only pairs of which each is called once.
+    """
     made, pairs, calls, hooks = {}, {}, Counter(), []  # made: id of an output -> (name, output, kept for its id)
 
     def after_convolution(name, output):
@@ -75,13 +92,13 @@ def find_pairs(encoder: nn.Module, image: torch.Tensor) -> dict[str, str]:
         elif activation_of(module) is not None:
             hooks.append(module.register_forward_pre_hook(lambda _, x, name=name: before_norm(name, x[0])))
     try:
-        encoder(image)
+        features = encoder(image)
     finally:
         for hook in hooks:
             hook.remove()
     used = Counter(pairs.values())
     return {norm: convolution for norm, convolution in pairs.items()
-            if calls[norm] == calls[convolution] == used[convolution] == 1}
+            if calls[norm] == calls[convolution] == used[convolution] == 1}, features
 
 
 def activation_of(module: nn.Module) -> nn.Module | None:

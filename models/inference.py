@@ -42,13 +42,13 @@ def folded(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
 
     dtype: what the weights of its convolutions are cast to, if anything.
     """
-    network = copy.deepcopy(network).eval().requires_grad_(False)
+    original, network = network, copy.deepcopy(network).eval().requires_grad_(False)
     stages = [module for module in network.modules() if is_plain(module, (Stage,))] if scales_pass_through() else []
     uses = Counter(stage.connection(*place) for stage in stages for place in stage.inputs)
     for stage in stages:
         fold_stage(stage, uses)
     if hasattr(network, "backbone"):
-        network.backbone = fold_encoder(network.backbone)
+        fold_encoder(network.backbone, original.backbone)
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and dtype is not None:
             module.to(dtype)

@@ -129,8 +129,16 @@ def test_a_convolution_that_something_else_reads_keeps_its_batch_normalization(s
         def forward(self, x):
             y = self.conv(x)
             return [self.bn(y) + (y if shared else 0)]
-    folded = fold_encoder(Encoder().eval())
-    assert isinstance(folded.bn, nn.BatchNorm2d) == shared
+    encoder = Encoder().eval()
+    fold_encoder(encoder, encoder)
+    assert isinstance(encoder.bn, nn.BatchNorm2d) == shared
+
+
+def test_a_hook_that_is_registered_later_keeps_its_batch_normalization():
+    network = SparseMask(connectivity.fcn(), depth=4, num_classes=3)
+    assert isinstance(for_inference(network).__wrapped__.backbone.bn1, nn.Identity)
+    network.backbone.bn1.register_forward_hook(lambda *_: None)
+    assert isinstance(for_inference(network).__wrapped__.backbone.bn1, nn.BatchNorm2d)
 
 
 def test_a_network_that_fits_is_found_by_its_name_and_one_that_does_not_is_refused():
