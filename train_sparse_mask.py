@@ -28,6 +28,7 @@ from utils.run import NotFinite, Schedule, TrainingState, make_optimizer
 from utils.run_folder import RunFolder, new_folder
 from utils.run_length import Length, derive, describe_derived
 from utils.run_log import RunLog
+from utils.run_source import commands_after_nan, find_source, length_of_run
 from utils.runtime import (
     Precision,
     explain_out_of_memory,
@@ -37,7 +38,7 @@ from utils.runtime import (
 )
 from utils.stopping import STOPPED, StopRequest
 from utils.train_data import Data, load_data
-from utils.train_options import build_parser, commands_after_nan, find_source, length_of_run
+from utils.train_options import build_parser
 from VOC12.loading import explain_loader_death
 
 
@@ -135,7 +136,7 @@ def open_run(args: argparse.Namespace, source: Checkpoint | None, data: Data, st
     if group.is_main and args.resume:
         folder = RunFolder(Path(source.path).parent, state.iteration, args.keep_all)
     elif group.is_main:
-        folder = RunFolder(new_folder(args.exp_path), keep_all=args.keep_all)
+        folder = RunFolder(new_folder(args.exp_path, args.run_name), keep_all=args.keep_all)
         folder.save_settings(settings)
         folder.copy_source()
 

@@ -1,6 +1,7 @@
 """The folder of one run, EXP_PATH/TIMESTAMP: checkpoints, settings, the code that ran, log.txt, curves."""
 import contextlib
 import datetime
+import fcntl
 import json
 import os
 import re
@@ -21,17 +22,21 @@ BEST = "checkpoint_best.pth.tar"
 NUMBERED = re.compile(r"checkpoint_(\d+)\.pth\.tar")
 
 
-def new_folder(runs: str) -> Path:
-    """Creates RUNS/TIMESTAMP, a name that no other run has. Raises InputError if that is impossible."""
-    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+def new_folder(runs: str, name: str | None = None) -> Path:
+    """Creates RUNS/NAME, which may exist, or RUNS/TIMESTAMP, a name that no other run has.
+
+    Raises InputError if that is impossible.
+    """
+    stamp = name or datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     for attempt in range(100):
         path = Path(runs) / (stamp + (f"_{attempt}" if attempt else ""))
         try:
-            path.mkdir(parents=True)
+            path.mkdir(parents=True, exist_ok=name is not None)
             return path
         except FileExistsError:
-            if not Path(runs).is_dir():
-                raise InputError(f"{runs} is a file; give a folder for the runs", about="exp_path") from None
+            for place, about in ((Path(runs), "exp_path"), *([(path, "run_name")] if name else [])):
+                if not place.is_dir():
+                    raise InputError(f"{place} is a file; give a folder for the runs", about=about) from None
         except OSError as error:
             raise InputError(f"cannot create the run folder {path}: {error.strerror}; give a folder that can be "
                              f"written", about="exp_path") from None
@@ -70,16 +75,26 @@ class RunFolder:
     def __init__(self, path: str, resume_at: int | None = None, keep_all: bool = False):
         self.path, self.keep_all = Path(path), keep_all
         self.saved_at = resume_at  # iteration of the last checkpoint
-        for leftover in self.path.glob(".*.part*"):  # of a process that was killed while it wrote
-            with contextlib.suppress(OSError):
-                leftover.unlink()
         later = [p for p in numbered_checkpoints(self.path) if resume_at is not None and iteration_of(p) > resume_at]
         if later:
             raise InputError(f"{self.path} contains a later checkpoint, {later[-1].name}: resume that one, or move it "
                              f"away to go back to iteration {resume_at}")
-        self.curves = Curves(self.path, resume_at)
         with explain_write_error(self.path):
             self.log_file = open(self.path / "log.txt", "a", encoding="utf-8")
+        self.lock()
+        for leftover in self.path.glob(".*.part*"):  # of a process that was killed while it wrote
+            with contextlib.suppress(OSError):
+                leftover.unlink()
+        self.curves = Curves(self.path, resume_at)
+
+    def lock(self) -> None:
+        """Raises InputError if another process writes this run, which would mix the two. Until this process ends."""
+        try:
+            fcntl.lockf(self.log_file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by the loader's processes
+        except (BlockingIOError, PermissionError):
+            raise InputError(f"another process is writing the run {self.path}; wait for it, or stop it") from None
+        except OSError:  # a file system without locks
+            pass
 
     def log(self, message: str) -> None:
         """A line in log.txt, and on the screen above the progress bar."""
