@@ -29,7 +29,13 @@ from utils.options import (
     require_options,
 )
 from utils.progress import progress_bar
-from utils.runtime import Precision, explain_out_of_memory, peak_of_process, select_device
+from utils.runtime import (
+    Precision,
+    explain_out_of_memory,
+    peak_of_process,
+    reset_peak_of_process,
+    select_device,
+)
 
 WARM_UP = 5  # runs, at least; and half as many as are timed
 
@@ -116,7 +122,7 @@ def peak_memory(args: argparse.Namespace, device: torch.device, queue) -> None:
         return
     try:
         call = make_call(args, network, device)
-        before = peak_of_process()
+        before = reset_peak_of_process()  # making the network ready takes memory too
         call()
     except InputError:  # no compiler, say: the process that measures the time reports it
         return
