@@ -19,7 +19,6 @@ from utils.options import (
     check_part_names,
     require_options,
 )
-from utils.run_folder import find_last_checkpoint
 from utils.strengths_file import STRENGTHS, read_strengths
 
 SUFFIXES = (".pth.tar", ".pth", ".npy", ".txt")  # of a source: the pictures do not have them in their names
@@ -76,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
             print(line)
         figures = {"architecture": drawing.draw_architecture(mask, backbone.channels, backbone.strides, args.depth)}
     else:
-        checkpoint = require_options(read_checkpoint(find_last_checkpoint(source)), args)
+        checkpoint = require_options(read_checkpoint(source), args)
         figures = figures_of_checkpoint(checkpoint, args.thres, print)
         if is_run and (source / STRENGTHS).exists():
             names, iterations, values = read_strengths(source)

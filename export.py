@@ -14,7 +14,7 @@ WRITERS = {".onnx": export_onnx, ".pt2": export_torch}
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="export.py", description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="a checkpoint of a training")
+    parser.add_argument("--checkpoint", required=True, help="a checkpoint of a training, or the folder of its run")
     parser.add_argument("--out", required=True, help="the file; its suffix chooses: .onnx, or .pt2 for torch.export")
     parser.add_argument("--output", choices=OUTPUTS, default="logits",
                         help="logits at the finest tap's size, logits resized to it, or the classes: their argmax")

@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
                                                              f"and NAME{OVERLAY}.png")
     parser.add_argument("--no_overlay", action="store_true", help="write NAME.png alone")
     group = parser.add_argument_group("model")
-    group.add_argument("--checkpoint", required=True, help="a checkpoint of a training")
+    group.add_argument("--checkpoint", required=True, help="a checkpoint of a training, or the folder of its run")
     group.add_argument("--class_names", metavar="FILE", help="names of the classes, one a line")
     add_model_options(group, from_checkpoint=True)
     group = parser.add_argument_group("data")

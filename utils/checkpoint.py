@@ -17,6 +17,7 @@ from models.network import CONNECTIONS, DEFAULT_PARTS, FUSIONS, HEADS, MAX_CHANN
 from models.strengths import STRENGTHS
 from models.transfer import load_for_encoder
 from utils.errors import InputError
+from utils.run_folder import find_last_checkpoint
 from utils.tensor_files import check_tensor, load_file
 from VOC12.labels import VOID
 
@@ -140,7 +141,11 @@ def load_weights(network: nn.Module, state: Mapping, path: str) -> None:
 
 
 def read_checkpoint(path: str) -> Checkpoint:
-    """Reads a checkpoint of this program or of the released code (search or trained), recognised by content."""
+    """Reads a checkpoint of this program or of the released code (search or trained), recognised by content.
+
+    path: of the file, or of a run's folder, whose last checkpoint is read.
+    """
+    path = find_last_checkpoint(path)
     content = load_file(path, "checkpoint")
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     state = state if isinstance(state, dict) else {}

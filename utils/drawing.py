@@ -5,7 +5,7 @@ not depend on the user's settings of matplotlib: not on a backend, which is for 
 """
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,10 +49,12 @@ def source_colour(source: int, num_sources: int) -> str | tuple:
 
 @default_style()
 def draw_architecture(connectivity: np.ndarray, channels: Sequence[int], strides: Sequence[int], depth: int,
-                      num_classes: int | None = None, title: str | None = None) -> Figure:
+                      num_classes: int | None = None, title: str | None = None,
+                      worth: Mapping[tuple, float] | None = None) -> Figure:
     """The network of a connectivity bool (L, L, 2), finest stage on top.
 
     channels, strides: of the encoder's taps, deepest first. depth: channels of a stage. A line has its source's colour.
+    worth: {(stage, source, side): fraction of mIoU}, which widens the lines and is written, in points, at their ends.
     """
     num = len(connectivity)
     reads_global = connectivity[:, 0, 1].any()
@@ -75,7 +77,7 @@ def draw_architecture(connectivity: np.ndarray, channels: Sequence[int], strides
     if reads_global:
         draw_box(axes, DECODER_X, -1, "G", f"{channels[0]} channels", colours[0])
         draw_arrow(axes, (ENCODER_X + WIDTH / 2, -0.12), (DECODER_X - WIDTH / 2, -1), "global average", style="dotted")
-    draw_connections(axes, connectivity, colours)
+    draw_connections(axes, connectivity, colours, worth)
     draw_arrow(axes, (ENCODER_X, num - 0.28), (ENCODER_X, num - 1 + HEIGHT / 2))
     axes.text(ENCODER_X, num - 0.25, "image", ha="center", va="bottom", color=INK)
     draw_arrow(axes, (DECODER_X, num - 1 + HEIGHT / 2), (DECODER_X, num - 0.28))
@@ -118,9 +120,14 @@ def draw_arrow(axes: Axes, start: tuple, stop: tuple, note: str | None = None, s
                   ha="center", va="top")
 
 
-def draw_connections(axes: Axes, connectivity: np.ndarray, colours: Sequence) -> None:
-    """A curve a connection: of the encoder side from the left, of the decoder side round the right."""
+def draw_connections(axes: Axes, connectivity: np.ndarray, colours: Sequence,
+                     worth: Mapping[tuple, float] | None = None) -> None:
+    """A curve a connection: of the encoder side from the left, of the decoder side round the right.
+
+    worth: see draw_architecture. The widest line is that of the greatest worth.
+    """
     width = 1.7 if connectivity.sum() <= FEW else 0.9
+    most = max([*(worth or {}).values(), 1e-9])
     for side in (0, 1):
         edges = [(int(l), int(j)) for l, j in np.argwhere(connectivity[:, :, side])]
         for l, j in edges:
@@ -134,10 +141,16 @@ def draw_connections(axes: Axes, connectivity: np.ndarray, colours: Sequence) ->
                 edge = DECODER_X + WIDTH / 2
                 bulge = 0.35 + 0.29 * (l - row)
                 points = [(edge, start), (edge + bulge, start), (edge + bulge, stop), (edge, stop)]
+            value = worth[l, j, side] if worth else 0.0
             curve = Curve(points, [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4])
-            axes.add_patch(PathPatch(curve, facecolor="none", edgecolor=colours[j], linewidth=width, zorder=2,
+            axes.add_patch(PathPatch(curve, facecolor="none", edgecolor=colours[j], zorder=2,
+                                     linewidth=width + 4 * max(value, 0) / most if worth else width,
                                      gid=f"D[{l}]<-{source_name(j, side)}"))
             axes.plot(*points[-1], marker="<" if side else ">", color=colours[j], markersize=4, zorder=5)
+            if worth:
+                x, where = (points[-1][0] + 0.12, "left") if side else (points[-1][0] - 0.12, "right")
+                axes.text(x, stop, f"{100 * value:.1f}", ha=where, va="center", fontsize=5.5, color=INK, zorder=6,
+                          bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.4})
 
 
 def port(here: int, edges: Sequence[tuple], other: int, outgoing: bool) -> float:

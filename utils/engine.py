@@ -10,6 +10,7 @@ from torch import nn
 
 from models.inference import for_inference
 from models.losses import count_pixels, pixel_cross_entropy, resize_logits, total_sparse_loss
+from utils.boundary import keep_near_boundary
 from utils.distributed import ALONE, ProcessGroup
 from utils.metrics import Scores, confusion_matrix, scores
 from utils.run import NotFinite, TrainingState
@@ -209,10 +210,11 @@ class Trainer:
 @torch.no_grad()
 def evaluate(network: nn.Module, loader: Iterable, precision: Precision, on_image: Callable | None = None,
              batch_size: int = 1, compiled: bool = False, wrap: Callable | None = None,
-             group: ProcessGroup = ALONE) -> torch.Tensor:
+             group: ProcessGroup = ALONE, boundary: int = 0) -> torch.Tensor:
     """Confusion matrix, int64 (classes, classes), over the loaders of all processes, in evaluation mode.
 
-    The network stays as it is.
+    The network stays as it is. boundary: if not 0, two of them, (2, classes, classes), the second of the pixels at most
+    so far from a boundary of the label, see utils/boundary.py.
 
     on_image(index, image, prediction, label), if given, is called with each batch (tensors on the device) and the
     number of batches before it. Images of equal size go through the network batch_size at a time. Void pixels, the
@@ -221,13 +223,18 @@ def evaluate(network: nn.Module, loader: Iterable, precision: Precision, on_imag
     """
     forward = for_inference(network, compiled, precision.low)
     forward = wrap(forward) if wrap else forward
-    confusion = torch.zeros(network.num_classes, network.num_classes, dtype=torch.int64, device=precision.device)
+    shape = (2 if boundary else 1, network.num_classes, network.num_classes)
+    confusion = torch.zeros(shape, dtype=torch.int64, device=precision.device)
     for index, sample in enumerate(join_equal(batches(loader), batch_size)):
         image, label = precision.batch(sample)
         with precision.autocast():
             prediction = resize_logits(forward(image), label).argmax(1)
-        confusion += confusion_matrix(prediction, label, network.num_classes)
+        confusion[0] += confusion_matrix(prediction, label, network.num_classes)
+        if boundary:
+            near = keep_near_boundary(label, sample.inside, boundary)
+            confusion[1] += confusion_matrix(prediction, near, network.num_classes)
         if on_image is not None:
             on_image(index, image, prediction, label)
     group.synchronize()
-    return group.all_reduce(confusion)
+    confusion = group.all_reduce(confusion)
+    return confusion if boundary else confusion[0]

@@ -56,6 +56,17 @@ def require_folder(path: str | Path, what: str) -> Path:
     return Path(path)
 
 
+def require_writable(path: str | Path) -> None:
+    """Raises InputError if write_atomically could not write this file: found before long work, not after it."""
+    path = Path(path)
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a folder; give the name of a file to write")
+    with explain_write_error(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+
 @contextlib.contextmanager
 def explain_write_error(path: str | Path) -> Iterator[None]:
     """Turns an OSError of writing in the folder `path` into an InputError."""

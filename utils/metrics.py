@@ -64,6 +64,17 @@ def scores(confusion: torch.Tensor) -> Scores:
                   m_iou=float(iou[present].mean()), pixel_accuracy=float(hits.sum() / truth.sum()))
 
 
+def as_json(results: Sequence[Scores], class_names: Sequence[str] | None = None, boundary: int | None = None) -> dict:
+    """Scores as plain values, fractions from 0 to 1. results: of all pixels, and with `boundary` of those near one.
+
+    class_names: where there are none, the IoU of each class is left out.
+    """
+    whole, *near = ({"m_iou": result.m_iou, "pixel_accuracy": result.pixel_accuracy,
+                     **({"iou": result.iou} if class_names else {})} for result in results)
+    return {**({"classes": list(class_names)} if class_names else {}), **whole,
+            **({"boundary": {"pixels": boundary, **near[0]}} if near else {})}
+
+
 def table(result: Scores, class_names: Sequence[str]) -> str:
     """The scores as readable lines: IoU of each class by name, then mIoU and pixel accuracy, in percent."""
     width = max(len(name) for name in class_names)

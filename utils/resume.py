@@ -8,7 +8,6 @@ from utils.checkpoint import Checkpoint, read_checkpoint
 from utils.errors import InputError
 from utils.options import NO_LIST
 from utils.run import TrainingState
-from utils.run_folder import find_last_checkpoint
 from utils.run_length import Length, describe_schedule, stored_length
 
 # Settings that may change when a run is resumed: where it computes, what it reads and writes,
@@ -26,7 +25,7 @@ NEEDED = {"iter": int, "iterations": int, "optimizer": dict, "scaler": dict, "ra
 
 def checkpoint_to_resume(path: str) -> Checkpoint:
     """The checkpoint, or the last one of a run folder. Raises InputError if a run cannot continue from it."""
-    checkpoint = read_checkpoint(find_last_checkpoint(path))
+    checkpoint = read_checkpoint(path)
     content = checkpoint.content
     lacks = [name for name, kind in NEEDED.items() if not isinstance(content.get(name), kind)]
     if lacks:
