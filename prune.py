@@ -12,7 +12,7 @@ from models import SparseMask, connectivity
 from models.backbones import BACKBONES
 from models.components import is_own
 from models.connectivity import describe, source_name, unread_stages
-from models.pruning import DEFAULT_THRESHOLD, gap, prune, require_input
+from models.pruning import DEFAULT_THRESHOLD, gap, prune, prune_to_strongest, require_input
 from models.transfer import describe_encoder
 from utils.checkpoint import read_checkpoint
 from utils.cli import run_command
@@ -23,6 +23,7 @@ from utils.options import (
     add_class_options,
     add_device_options,
     add_model_options,
+    check_numbers,
     own_part_options,
     require_options,
 )
@@ -34,8 +35,10 @@ CLEAR_GAP = 10  # smallest kept over largest dropped; below it, the threshold de
 def build_parser() -> argparse.ArgumentParser:
     """The released command line, and what is new."""
     parser = argparse.ArgumentParser(prog="prune.py", description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="a checkpoint of a search")
+    parser.add_argument("--checkpoint", required=True, help="a checkpoint of a search, or the folder of its run")
     parser.add_argument("--thres", type=float, default=DEFAULT_THRESHOLD, help="weaker connections are dropped")
+    parser.add_argument("--strongest", type=int, metavar="K",
+                        help="keep the K strongest inputs of each stage instead, as MaskConnect does")
     group = parser.add_argument_group("model")
     add_class_options(group, from_checkpoint=True, names=False)
     add_model_options(group, from_checkpoint=True, strengths=True)
@@ -66,36 +69,60 @@ def count(network: nn.Module) -> int:
 
 def main(args: argparse.Namespace) -> None:
     """Prints the connectivity that a search found, and writes it beside the checkpoint."""
+    check_numbers(args, ("strongest",), at_least=1)
+    if args.strongest and "thres" in args.given:
+        raise InputError("--strongest keeps a number of inputs, whatever their strengths, so it does not take --thres; "
+                         "leave out one or the other")
     device = select_device(args.gpu, log=lambda _: None)  # a few numbers: which device it is makes no difference
     checkpoint = require_options(read_checkpoint(args.checkpoint).require("search"), args)
     supernet = checkpoint.build()
     strengths = supernet.to(device, TYPES[args.type]).final_strengths()
-    try:
-        kept = prune(strengths, args.thres)
-        require_input(kept, strengths, args.thres)
-    except InputError as error:
-        raise InputError(f"{args.checkpoint}: {error}", error.about) from None
+    if args.strongest:
+        logits = [parameter.detach().double().cpu().numpy() for parameter in supernet.strength_parameters()]
+        kept, rule = prune_to_strongest(strengths, args.strongest, logits), f"strongest_{args.strongest}"
+    else:
+        kept, rule = prune_at(args.thres, strengths, checkpoint.path), f"thres_{shortest(args.thres)}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an unread stage is reported below
         parts = {kind: name for kind, name in checkpoint.parts.items() if kind != "strengths"}
         network = SparseMask(kept, depth=checkpoint.depth, num_classes=checkpoint.num_classes, **parts)
     lines = [describe(kept)]
     lines += [f"warning: nothing reads D[{l}]" for l in unread_stages(kept)]
-    above = sum(int((p > args.thres).sum()) for p in strengths)
-    lines.append(f"{above} of {sum(p.size for p in strengths)} strengths are above {args.thres:g}; "
-                 f"{above - int(kept.sum())} of them belonged to stages that pruning found useless")
-    lines += gap_lines(strengths, args.thres)
+    lines += threshold_lines(strengths, args.thres, kept) if not args.strongest else [
+        f"the {args.strongest} strongest inputs of each stage; stages that pruning found useless are left out"]
     before, after = count(supernet), count(network)
     lines.append(f"parameters: {before:,} in the supernet, {after:,} pruned "
                  f"({count(network.backbone):,} encoder, {after - count(network.backbone):,} decoder and head)")
     print("\n".join(lines))
-    short = f"{args.thres:g}"  # of six digits; a threshold with more has a name, and so a file, of its own
-    path = Path(args.checkpoint).parent / f"mask_thres_{short if float(short) == args.thres else repr(args.thres)}.npy"
-    origin = [f"from {args.checkpoint} at the threshold {args.thres:g}",
-              describe_encoder(parts["backbone"], network.backbone.strides)]
+    path = Path(checkpoint.path).parent / f"mask_{rule}.npy"
+    how = f"the {args.strongest} strongest inputs a stage" if args.strongest else f"at the threshold {args.thres:g}"
+    origin = [f"from {checkpoint.path} {how}", describe_encoder(parts["backbone"], network.backbone.strides)]
     write(path, kept, strengths, origin, lines)
     print(f"written: {path}, and {path.with_suffix('.txt').name} beside it\n"
           f"next: python train_sparse_mask.py --mask_path {shlex.quote(str(path))}{part_options(parts)}")
+
+
+def prune_at(threshold: float, strengths: Sequence[np.ndarray], path: str) -> np.ndarray:
+    """The connectivity at a threshold. Raises InputError, naming the checkpoint, if there is no network."""
+    try:
+        kept = prune(strengths, threshold)
+        require_input(kept, strengths, threshold)
+    except InputError as error:
+        raise InputError(f"{path}: {error}", error.about) from None
+    return kept
+
+
+def threshold_lines(strengths: Sequence[np.ndarray], threshold: float, kept: np.ndarray) -> list[str]:
+    """What the threshold did, as text."""
+    above = sum(int((p > threshold).sum()) for p in strengths)
+    return [f"{above} of {sum(p.size for p in strengths)} strengths are above {threshold:g}; {above - int(kept.sum())} "
+            f"of them belonged to stages that pruning found useless", *gap_lines(strengths, threshold)]
+
+
+def shortest(threshold: float) -> str:
+    """A threshold in a file's name: of six digits; one with more has a name, and so a file, of its own."""
+    short = f"{threshold:g}"
+    return short if float(short) == threshold else repr(threshold)
 
 
 def part_options(parts: Mapping[str, str]) -> str:

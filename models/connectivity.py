@@ -55,7 +55,24 @@ def full(num_stages: int = 9) -> np.ndarray:
     return from_table(num_stages, {l: (range(l + 1), range(l + 1)) for l in range(num_stages)})
 
 
-NAMED = {"published": published, "fcn": fcn, "unet": unet, "full": full}
+def sparseacn(num_stages: int = 9) -> np.ndarray:
+    """Each stage reads what lies 1, 2, 4, 8, ... before it on both sides (Zhu et al. 2018, exponential offsets).
+
+    Our reading, since the paper has no decoder: on each side, source j of stage l is at the distance l + 1 - j, so that
+    E[l] and D[l-1] are at 1. G has the place before D[0].
+    """
+    offsets = [2 ** i for i in range(num_stages.bit_length())]
+    table = {l: [l + 1 - offset for offset in offsets if offset <= l + 1] for l in range(num_stages)}
+    return from_table(num_stages, {l: (sources, sources) for l, sources in table.items()})
+
+
+def deeplabv3(num_stages: int = 9) -> np.ndarray:
+    """The finest stage reads the second-deepest tap and G: the inputs of DeepLab-V3's ASPP (models/aspp.py)."""
+    return from_table(num_stages, {num_stages - 1: ((min(1, num_stages - 1),), (0,))})
+
+
+NAMED = {"published": published, "fcn": fcn, "unet": unet, "full": full, "sparseacn": sparseacn,
+         "deeplabv3": deeplabv3}
 
 
 def check(connectivity: np.ndarray, num_stages: int | None = None) -> np.ndarray:
@@ -106,6 +123,12 @@ def summary(connectivity: np.ndarray) -> str:
     count = int(connectivity.sum())
     return f"{count} connection{'s' if count != 1 else ''} in {len(used_stages(connectivity))} of " \
            f"{len(connectivity)} stages"
+
+
+def jaccard(one: np.ndarray, other: np.ndarray) -> float:
+    """The Jaccard index of two connectivities of the same shape: connections in both over connections in either."""
+    either = int((one | other).sum())
+    return int((one & other).sum()) / either if either else 1.0
 
 
 def describe(connectivity: np.ndarray) -> str:
@@ -162,7 +185,7 @@ def is_mask(name: str) -> bool:
 
 
 def load(path: str | Path, num_stages: int | None = None) -> np.ndarray:
-    """Reads a connectivity by name ("published", "fcn", "unet", "full"), from a .npy file, or as text from a .txt file.
+    """Reads a connectivity by its name in NAMED, from a .npy file, or as text from a .txt file.
 
     Returns bool (L, L, 2), checked. Raises InputError if the file is missing, cannot be read, or fits no network.
     """

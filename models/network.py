@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import components
+from models.aspp import ASPP
 from models.backbones import make_backbone
 from models.decoder import Decoder, Stage, conv1x1
 from models.library_encoders import IMAGENET_MEAN, IMAGENET_STD
@@ -15,7 +16,7 @@ from utils.errors import InputError
 MAX_CHANNELS = 4096  # of a stage or of the logits: beyond it, memory fails in less clear ways
 
 CONNECTIONS = {"conv1x1": conv1x1}  # (in_channels, depth) -> module (N, C, h, w) -> (N, depth, h, w)
-FUSIONS = {"sum": Stage}  # Stage or a subclass
+FUSIONS = {"sum": Stage, "aspp": ASPP}  # Stage or a subclass
 HEADS = {"conv1x1": lambda depth, num_classes: nn.Conv2d(depth, num_classes, 1)}  # (N, depth, h, w) -> logits
 DEFAULT_PARTS = {"connection": "conv1x1", "fusion": "sum", "head": "conv1x1"}  # those of the released networks
 

@@ -23,6 +23,23 @@ def prune(strengths: Sequence[np.ndarray], threshold: float = DEFAULT_THRESHOLD)
     return kept
 
 
+def prune_to_strongest(strengths: Sequence[np.ndarray], count: int,
+                       ties: Sequence[np.ndarray] | None = None) -> np.ndarray:
+    """Strengths -> connectivity with at most `count` inputs a stage, the strongest: MaskConnect's rule (Ahmed and
+    Torresani 2018). The steps of `prune` follow.
+
+    ties: numbers of the same shapes that decide between equal strengths, since p = sigmoid(x) is 1 from x = 37 on. What
+    is left equal goes to the encoder side, and to the deeper source.
+    """
+    chosen = []
+    for p, tie in zip(strengths, strengths if ties is None else ties, strict=True):
+        order = np.lexsort((-np.asarray(tie).T.ravel(), -np.asarray(p).T.ravel()))  # (l+1, 2) -> encoder side first
+        best = np.zeros(p.size)
+        best[order[:count]] = 1
+        chosen.append(best.reshape(2, -1).T)
+    return prune(chosen, 0.5)
+
+
 def require_input(kept: np.ndarray, strengths: Sequence[np.ndarray], threshold: float) -> None:
     """Raises InputError if pruning left the finest stage without input: then there is no network."""
     if not kept[-1].any():
