@@ -21,10 +21,11 @@ from utils.distributed import ProcessGroup, process_group
 from utils.engine import Trainer, search_losses, train_losses
 from utils.errors import InputError, StepInterrupted
 from utils.hardware import warn_of_slow_type
+from utils.optimizer import make_optimizer
 from utils.options import NO_LIST, own_part_options
 from utils.pretrained import find_encoder_weights, load_encoder
 from utils.resume import continue_with, describe_changes
-from utils.run import NotFinite, Schedule, TrainingState, make_optimizer
+from utils.run import NotFinite, Schedule, TrainingState
 from utils.run_folder import RunFolder, new_folder
 from utils.run_length import Length, derive, describe_derived
 from utils.run_log import RunLog
@@ -97,7 +98,7 @@ def build_state(args: argparse.Namespace, source: Checkpoint | None, length: Len
     if args.compile:
         network.compile()  # in place: names and checkpoints stay what they are
     optimizer = make_optimizer(network, args.lr, args.last_layer_lr_mult, derived.strength_lr_mult, args.momentum,
-                               args.decay)
+                               args.decay, args.search and args.strength_optimizer == "adam")
     schedule = Schedule(length.iterations, args.gamma, derived.strength_warmup, args.beta_end)
     state = TrainingState(network, optimizer, schedule, precision)
     if args.resume:
@@ -114,6 +115,9 @@ def new_network(args: argparse.Namespace, notes: list) -> FullyDenseNetwork | Sp
     if not args.search:  # before a download: a wrong mask is found at once
         mask, lines = load_for_encoder(args.mask_path, make_backbone(args.backbone_name).strides, args.mask_encoder)
         notes += lines
+        if args.mask_path == "deeplabv3" and args.fusion != "aspp":
+            notes.append("note: DeepLab-V3's head is this connectivity with --fusion aspp; without it, its inputs are "
+                         "only added")
     weights = find_encoder_weights(args.pretrained_model, args.backbone_name)
     parts = {"backbone": weights.backbone if weights else args.backbone_name, "connection": args.connection,
              "fusion": args.fusion, "head": args.head, "depth": args.depth, "num_classes": args.n_class}

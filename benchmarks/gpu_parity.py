@@ -11,7 +11,7 @@ from benchmarks.gpu_report import Finding, Sizes
 from models import FullyDenseNetwork, SparseMask, connectivity
 from models.layers import set_bn_momentum
 from utils.engine import search_losses, train_losses
-from utils.run import make_optimizer
+from utils.optimizer import make_optimizer
 from utils.runtime import Precision
 
 TASKS = ("search", "train")

@@ -19,7 +19,7 @@ from benchmarks.gpu_parity import (
 from benchmarks.gpu_report import Finding, Sizes
 from models.inference import for_inference
 from models.layers import set_bn_momentum
-from utils.run import make_optimizer
+from utils.optimizer import make_optimizer
 from utils.runtime import Precision
 
 

@@ -17,7 +17,7 @@ from utils.checkpoint import read_checkpoint
 from utils.engine import evaluate, search_losses, train_losses, train_step
 from utils.errors import InputError
 from utils.exporting import ONNX_FROM, Deployed, export_torch
-from utils.run import make_optimizer
+from utils.optimizer import make_optimizer
 from utils.runtime import Precision
 from VOC12.transforms import IMAGENET, EvalTransform, Sample
 

@@ -4,7 +4,8 @@ import torch
 
 from helpers import TINY, call, folders, only_run
 from models import SparseMask, connectivity
-from utils.run import NotFinite, Schedule, TrainingState, make_optimizer
+from utils.optimizer import make_optimizer
+from utils.run import NotFinite, Schedule, TrainingState
 from utils.runtime import START_SCALE, Precision
 
 EPOCHS = 6  # of 3 steps; from random weights the scaler skips 8 of a training and 11 of a search

@@ -17,7 +17,8 @@ from models.sync_bn import synchronize_bn
 from utils import engine
 from utils.engine import Trainer, evaluate, search_losses, train_losses, train_step
 from utils.errors import InputError
-from utils.run import Schedule, TrainingState, make_optimizer
+from utils.optimizer import make_optimizer
+from utils.run import Schedule, TrainingState
 from utils.runtime import Precision, start_reading, tuned_convolutions
 from VOC12.loading import join_equal
 from VOC12.transforms import IMAGENET, Sample, of_bytes

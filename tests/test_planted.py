@@ -10,7 +10,9 @@ from models.connectivity import check, describe
 from models.layers import set_bn_momentum
 from models.losses import pixel_cross_entropy, resize_logits, total_sparse_loss
 from models.pruning import gap, prune
-from utils.run import RELEASED_ITERATIONS, Schedule, make_optimizer
+from utils.optimizer import make_optimizer
+from utils.run import RELEASED_ITERATIONS, Schedule
+from utils.run_length import ADAM_ITERATIONS
 
 CLASSES, STEPS, SIZE = 3, 150, 33
 
@@ -44,12 +46,13 @@ def batch():
     return image + 0.3 * torch.randn_like(image), label
 
 
-def search(strengths="sigmoid"):
+def search(strengths="sigmoid", normalized=False):
     """The strengths after a search of STEPS steps with the default rates and schedule."""
     network = FullyDenseNetwork(f"{__name__}:PlantedEncoder", depth=8, num_classes=CLASSES, strengths=strengths)
     set_bn_momentum(network, 10 / STEPS)
     warmup = network.strengths.warmup
-    optimizer = make_optimizer(network, 0.005, 10, RELEASED_ITERATIONS / (STEPS * (1 - warmup)), 0.9, 4e-5)
+    reference = ADAM_ITERATIONS if normalized else RELEASED_ITERATIONS
+    optimizer = make_optimizer(network, 0.005, 10, reference / (STEPS * (1 - warmup)), 0.9, 4e-5, normalized)
     schedule = Schedule(STEPS, 0.9, warmup)
     network.train()
     for step in range(STEPS):
@@ -68,9 +71,10 @@ def search(strengths="sigmoid"):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("informative", [2, 3])
-def test_the_tap_that_predicts_the_labels_is_kept_and_noise_is_dropped(monkeypatch, informative):
+@pytest.mark.parametrize("normalized", [False, True])
+def test_the_tap_that_predicts_the_labels_is_kept_and_noise_is_dropped(monkeypatch, informative, normalized):
     monkeypatch.setattr(PlantedEncoder, "informative", informative)
-    strengths = search()
+    strengths = search(normalized=normalized)
     kept = prune(strengths)
     check(kept, 4)
     read = set(np.argwhere(kept[:, :, 0])[:, 1].tolist())

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from utils.errors import InputError, InputWarning, first_line
+from utils.optimizer import RMS, set_missing_momentum
 from utils.runtime import START_SCALE, Precision, random_state, set_random_state
 from utils.tensor_files import check_tensor
 
@@ -38,34 +39,6 @@ class Schedule:
             group["lr"] = group["initial_lr"] * (1 - share) ** self.gamma if share >= 0 else 0.0
         if hasattr(network, "strengths"):
             network.strengths.anneal(max(late, 0.0), self.beta_end)
-
-
-def make_optimizer(network: nn.Module, lr: float, decoder_multiplier: float, strength_multiplier: float,
-                   momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """SGD: the encoder at `lr`, the rest at `lr` times decoder_multiplier, the strengths at that times their own."""
-    groups = [{"params": network.encoder_parameters(), "lr": lr, "name": "encoder"},
-              {"params": network.decoder_parameters(), "lr": lr * decoder_multiplier, "name": "decoder"}]
-    if network.strength_parameters():
-        groups.append({"params": network.strength_parameters(), "lr": lr * decoder_multiplier * strength_multiplier,
-                       "name": "strengths", "weight_decay": weight_decay if network.strengths.decays else 0.0})
-    for group in groups:
-        group["initial_lr"] = group["lr"]
-    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
-    set_missing_momentum(optimizer)
-    return optimizer
-
-
-def set_missing_momentum(optimizer: torch.optim.SGD) -> None:
-    """Gives every trained parameter that has no momentum one of zeros; the first step computes the same with it.
-
-    Else the fused SGD allocates it without values in its first step, and they stay if the loss scaler skips that step.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if group["momentum"] and parameter.requires_grad:
-                state = optimizer.state[parameter]
-                if state.get("momentum_buffer") is None:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 class TrainingState:
@@ -154,6 +127,8 @@ class TrainingState:
                         buffer.zero_()
                         unset += 1
                     check_tensor("momentum", buffer, parameter, path)
+                if RMS in self.optimizer.state[parameter]:
+                    check_tensor(RMS, self.optimizer.state[parameter][RMS], parameter, path)
         set_missing_momentum(self.optimizer)
         if unset:
             warnings.warn(f"{path} contains {unset} tensors of momentum that were never set, as an older version left "

@@ -10,6 +10,8 @@ from utils.checkpoint import Checkpoint
 from utils.errors import InputError
 from utils.run import RELEASED_ITERATIONS, TrainingState
 
+ADAM_ITERATIONS = 1_000  # with so many, the strengths' learning rate under Adam is the decoder's
+
 
 class Length(NamedTuple):
     """How long a run is. iterations: all of them, from the first; shift: see TrainingState."""
@@ -74,7 +76,8 @@ def derive(args: argparse.Namespace, iterations: int, network: nn.Module) -> Der
     if warmup is None:
         warmup = network.strengths.warmup if args.search else 0.0
     if multiplier is None:  # a short search, or the part of it after the warm-up, must move the strengths as far
-        multiplier = RELEASED_ITERATIONS / (iterations * (1 - warmup))
+        reference = ADAM_ITERATIONS if args.strength_optimizer == "adam" else RELEASED_ITERATIONS
+        multiplier = reference / (iterations * (1 - warmup))
     return Derived(momentum, warmup, multiplier)
 
 

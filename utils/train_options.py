@@ -21,6 +21,7 @@ from utils.options import (
     check_part_names,
 )
 from utils.run import RELEASED_ITERATIONS
+from utils.run_length import ADAM_ITERATIONS
 
 DESCRIPTION = ("Search a connectivity (--search), or train the network of one (--mask_path). "
                "PASCAL VOC 2012 or your own data.")
@@ -77,9 +78,11 @@ def add_training_options(parser: argparse.ArgumentParser) -> argparse._ArgumentG
     add("--sparse", type=float, default=0.01, help="weight of the sparse loss. It sets how sparse the result is")
     add("--sparse_loss", metavar="NAME", default="sparse",
         help=f"the regularizer of the strengths: {', '.join(REGULARIZERS)}, or your own as package.module:function")
+    add("--strength_optimizer", choices=("sgd", "adam"), default="sgd",
+        help="of the strengths: adam makes steps that do not depend on the scale of the gradients")
     add("--strength_lr_mult", type=float,
         help="times --lr times --last_layer_lr_mult, the learning rate of the strengths (default: "
-             f"{RELEASED_ITERATIONS} / the iterations that they learn in)")
+             f"{RELEASED_ITERATIONS} / the iterations that they learn in; {ADAM_ITERATIONS} / them with adam)")
     add("--strength_warmup", type=float,
         help="share of the iterations before the strengths learn (default: "
              f"{', '.join(f'{kind.warmup:g} for {name}' for name, kind in PARTS['strengths'].items())})")
