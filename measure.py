@@ -1,13 +1,10 @@
 """Measure a network: parameters, multiply-adds, time, images a second and peak memory, and how they were measured."""
 import argparse
 import multiprocessing
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from models import SparseMask, connectivity
 from models.backbones import make_backbone
@@ -17,6 +14,7 @@ from utils.checkpoint import read_checkpoint
 from utils.cli import run_command
 from utils.errors import InputError
 from utils.hardware import describe_device, warn_of_slow_type
+from utils.measuring import multiply_adds, timed
 from utils.options import (
     HelpFormatter,
     add_class_options,
@@ -28,7 +26,6 @@ from utils.options import (
     check_size,
     require_options,
 )
-from utils.progress import progress_bar
 from utils.runtime import (
     Precision,
     explain_out_of_memory,
@@ -36,8 +33,6 @@ from utils.runtime import (
     reset_peak_of_process,
     select_device,
 )
-
-WARM_UP = 5  # runs, at least; and half as many as are timed
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -89,13 +84,6 @@ def describe_taps(name: str) -> str:
     return "\n".join(lines)
 
 
-def multiply_adds(network: nn.Module, size: Sequence[int]) -> int:
-    """Multiply-adds of one image (H, W): of convolutions and matrix products, which PyTorch counts."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        for_inference(network)(torch.zeros(1, 3, *size))
-    return counter.get_total_flops() // 2
-
-
 def make_call(args: argparse.Namespace, network: nn.Module, device: torch.device) -> Callable[[], None]:
     """The network made ready on the device: a function without arguments that runs one batch and waits for it."""
     precision = Precision(args.type, device)
@@ -137,18 +125,6 @@ def measured_apart(args: argparse.Namespace, device: torch.device) -> int | None
     process.start()
     process.join()
     return None if queue.empty() else queue.get()
-
-
-def timed(call: Callable[[], None], runs: int) -> float:
-    """Median seconds of `runs` calls, after a warm-up."""
-    times = []
-    warm_up = max(WARM_UP, runs // 2)
-    for i in progress_bar(range(warm_up + runs), unit="run", desc="measure", leave=False):
-        start = time.perf_counter()
-        call()
-        if i >= warm_up:
-            times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def main(args: argparse.Namespace) -> None:

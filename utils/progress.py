@@ -29,7 +29,8 @@ class ProgressLines:
         self.iterable, self.leave, self.clock = iterable, leave, clock
         if total is None and hasattr(iterable, "__len__"):
             total = len(iterable)
-        self.format = {"total": total, "prefix": desc, "unit": unit, "unit_scale": unit_scale,
+        self.total = total
+        self.format = {"prefix": desc, "unit": unit, "unit_scale": unit_scale,
                        "unit_divisor": unit_divisor, "initial": initial, "bar_format": LINE}
         self.n = self.written = initial
         self.figures = ""
@@ -63,7 +64,8 @@ class ProgressLines:
         if self.file is None or self.n == self.written:
             return
         self.written, self.written_at = self.n, self.clock()
-        line = tqdm.format_meter(self.n, elapsed=self.written_at - self.began, postfix=self.figures, **self.format)
+        line = tqdm.format_meter(self.n, self.total, elapsed=self.written_at - self.began, postfix=self.figures,
+                                 **self.format)
         self.file.write(line + "\n")
         self.file.flush()
 

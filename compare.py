@@ -1,0 +1,241 @@
+"""Compare connectivities: search, train and evaluate all entries with all seeds in the same way, and tabulate them."""
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models import SparseMask, connectivity
+from models.backbones import make_backbone
+from models.costs import connection_costs
+from models.inference import for_inference
+from models.random_connectivity import random_connectivities
+from utils import comparison_rows
+from utils.cli import run_command
+from utils.comparison import FORMS, Job, Plan, parse_entries
+from utils.comparison_table import ABLATION, ablation_table, remarks, summarize, to_markdown
+from utils.errors import InputError, first_line
+from utils.files import write_atomically
+from utils.hardware import describe_device
+from utils.job_runner import LOG, JobRunner
+from utils.measuring import timed
+from utils.options import NO_LIST, PART_OPTIONS, HelpFormatter, check_numbers
+from utils.parallel import count_cores
+from utils.runtime import Precision, select_device
+from utils.stopping import STOPPED
+from utils.train_options import add_training_options
+
+TABLE = "table.md"
+TOLERANCE = 0.1  # of a random network's cost
+# The paper's table 1 (section 4.3), MobileNetV2 on VOC val: its entries, and their mIoU in percent.
+PAPER = {"search": 73.18, "fcn": 63.80, "unet": 64.72, "maskconnect3": 70.34, "sparseacn": 72.23, "deeplabv3": 72.51,
+         "full": 72.72}
+PRESETS = {"paper": {
+    "entries": ["search", "fcn", "unet", "maskconnect:3", "sparseacn", "deeplabv3", "full"], "seeds": [0],
+    "finetune_options": "--training_list VOC12/data/train.txt --lr 0.0005",
+    "eval_options": "--scales 0.5 0.75 1 1.25 1.5 1.75 --flip"}}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line: its own options, and those of train_sparse_mask.py, which all runs share."""
+    parser = argparse.ArgumentParser(prog="compare.py", description=__doc__, formatter_class=HelpFormatter,
+                                     allow_abbrev=False)
+    add = parser.add_argument_group("comparison").add_argument
+    add("--entries", nargs="+", metavar="ENTRY", default=["search", "published", "unet", "fcn", "random:5"],
+        help=f"what is compared: {FORMS}")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each entry runs once with each; a random connectivity "
+                                                                "runs with one of them")
+    add("--out", required=True, metavar="DIR", help="folder of the runs, of table.md and comparison.json. What is "
+                                                    "there already is not run again")
+    add("--search_options", metavar="TEXT", default="", help="further options of the searches: \"--max_epoch 10\"")
+    add("--finetune_options", metavar="TEXT", help="train each network a second time, from its own weights, with these "
+                                                   "further options")
+    add("--eval_options", metavar="TEXT", default="", help="further options of the evaluations: \"--flip\"")
+    add("--boundary", type=int, metavar="PIXELS", default=5,
+        help="also evaluate the pixels this near to a boundary of the labels; 0: do not")
+    add("--size", type=int, nargs=2, default=[512, 512], metavar=("H", "W"),
+        help="of the image that multiply-adds and time are measured with")
+    add("--preset", choices=PRESETS, help="paper: entries, seed, second training and evaluation of the paper's table "
+                                          "1; options that are given replace those of the preset")
+    add("--jobs", type=int, default=1, help="runs side by side")
+    add("--threads", type=int, help="of each run on a CPU (default: the cores divided by --jobs)")
+    add("--print_commands", action="store_true", help="run nothing: print what is left, a line for each entry and "
+                                                      "seed, for another program to run")
+    add_training_options(parser)
+    return parser
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Raises InputError for options that contradict each other or are out of range."""
+    check_numbers(args, ("jobs", "threads"), at_least=1)
+    check_numbers(args, ("boundary",), at_least=0)
+    if len(set(args.seeds)) < len(args.seeds):
+        raise InputError(f"--seeds are {' '.join(map(str, args.seeds))}: one repeats, and would count twice; give each "
+                         f"once")
+    if args.eval_list == NO_LIST:
+        raise InputError("a comparison needs images to evaluate; give a file with their names, one a line",
+                         about="eval_list")
+
+
+class Comparison:
+    """The plan, and the results so far."""
+
+    def __init__(self, args: argparse.Namespace, settings: Mapping):
+        self.args, self.settings, self.out = args, settings, Path(args.out)
+        self.parts = {kind: settings[option] for kind, (option, _) in PART_OPTIONS.items()}
+        boundary = f"--boundary {args.boundary} " if args.boundary else ""
+        self.plan = Plan(parse_entries(args.entries), args.seeds, self.out, settings, args.search_options,
+                         args.finetune_options, f"{boundary}{args.eval_options}".strip(), self.find_random)
+        self.plan.check()
+        described = comparison_rows.describe_settings(settings)
+        described |= {name: getattr(args, name) for name in ("search_options", "finetune_options", "eval_options",
+                                                             "boundary")}
+        self.content = comparison_rows.load(self.out, described)
+
+    def find_jobs(self) -> tuple[list[Job], list[Job]]:
+        """All jobs that are known, and those that are done, whose rows are then stored."""
+        jobs = self.plan.jobs()
+        before = len(self.content["rows"])
+        self.content = comparison_rows.collect(self.content, jobs, self.parts)
+        if len(self.content["rows"]) != before:
+            comparison_rows.save(self.out, self.content)
+            if any(entry.kind == "random" for entry in self.plan.entries):
+                jobs = self.plan.jobs()  # the search may be done now
+        done = {(row["entry"], row["seed"]) for row in self.content["rows"]}
+        return jobs, [job for job in jobs if (job.entry, job.seed) in done]
+
+    def find_random(self, number: int) -> list[Path] | None:
+        """The files of the random masks, which are drawn when the networks are known whose cost they have to have."""
+        folder = self.out / "random"
+        paths = [folder / f"mask_{i}.txt" for i in range(number)]
+        if not all(path.exists() for path in paths):
+            target = self.masks_of_search()
+            if target is None:
+                return None
+            self.draw_random(paths, target)
+        return paths
+
+    def masks_of_search(self) -> list[np.ndarray] | None:
+        """What the search found, with each seed; None while it has not. Without a search: the published one."""
+        searches = [entry for entry in self.plan.entries if entry.text == "search"]
+        if not searches:
+            return [connectivity.published(len(make_backbone(self.settings["backbone_name"]).channels))]
+        rows = {row["seed"]: row for row in self.content["rows"] if row["entry"] == "search"}
+        if not set(self.args.seeds) <= rows.keys():
+            return None
+        return [comparison_rows.mask_of(rows[seed]) for seed in self.args.seeds]
+
+    def draw_random(self, paths: Sequence[Path], masks: Sequence[np.ndarray]) -> None:
+        """Writes random masks whose parameters and multiply-adds are near the mean of those of `masks`."""
+        network = SparseMask(connectivity.full(len(masks[0])), **self.network_parts({}))
+        costs = [connection_costs(network, kind, self.args.size) for kind in ("parameters", "macs")]
+        targets = [float(np.mean([(cost * mask).sum() for mask in masks])) for cost in costs]
+        drawn = random_connectivities(len(paths), costs, targets, TOLERANCE, np.random.default_rng(0))
+        for path, mask in zip(paths, drawn, strict=True):
+            with write_atomically(path) as temporary:
+                temporary.write_text(connectivity.describe(mask) + "\n", encoding="utf-8")
+
+    def network_parts(self, settings: Mapping) -> dict:
+        """The arguments of a network of these settings, or else of the shared ones."""
+        settings = {**self.settings, **settings}
+        parts = {kind: settings[option] for kind, (option, _) in PART_OPTIONS.items() if kind != "strengths"}
+        return {**parts, "depth": settings["depth"], "num_classes": settings["n_class"]}
+
+    def build(self, row: Mapping) -> SparseMask:
+        """The network of a row, with random weights."""
+        entry = next((e for e in self.plan.entries if e.name == row["entry"]), None)
+        own = self.plan.run_settings(self.plan.training_options(entry)) if entry else {}
+        return SparseMask(comparison_rows.mask_of(row), **self.network_parts(own))
+
+    def measure_times(self) -> None:
+        """Times one network of each entry in this process, one after the other, and stores the seconds."""
+        device = select_device(self.args.gpu, log=lambda _: None)
+        precision = Precision("float32", device)
+        seconds = {}
+        for name, rows in comparison_rows.group_rows(self.content["rows"]).items():
+            if not name.startswith(ABLATION):
+                forward = for_inference(precision.place(self.build(rows[0])))
+                image = torch.randn(1, 3, *self.args.size, device=device).to(memory_format=torch.channels_last)
+
+                def call(forward=forward, image=image):
+                    with torch.no_grad():
+                        forward(image)
+                    if device.type == "cuda":
+                        torch.cuda.synchronize(device)
+
+                seconds[name] = timed(call, 20)
+        self.content = {**self.content, "seconds": seconds, "timed_on": describe_device(device)}
+        comparison_rows.save(self.out, self.content)
+
+    def report(self) -> str:
+        """Writes table.md, its picture where matplotlib is installed, and returns the text of the table."""
+        rows = self.content["rows"]
+        if not rows:
+            return "no run has ended yet, so there is no table"
+        entries = summarize(self.content, self.build, self.args.size)
+        size = "x".join(map(str, self.args.size))
+        text = to_markdown(entries, self.args.boundary, PAPER if self.args.preset else None)
+        notes = [f"Mean and standard deviation over the runs. Multiply-adds are those of a {size} image, encoder "
+                 f"included."]
+        if "timed_on" in self.content:
+            notes.append(f"The time is the median of 20 such images on {self.content['timed_on']}.")
+        parts = [text, " ".join(notes), *remarks(self.content)]
+        for row in rows:
+            if row["entry"].startswith(ABLATION):
+                parts.append(f"{row['entry'].removeprefix(ABLATION)}, seed {row['seed']}, without one connection:\n\n"
+                             f"{ablation_table(row)}")
+        text = "\n\n".join(parts)
+        with write_atomically(self.out / TABLE) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+        written = f"{text}\n\nwritten: {self.out / TABLE}, {comparison_rows.FILE}"
+        try:
+            from utils import drawing
+            from utils.comparison_drawing import draw_comparison
+        except Exception as error:  # missing or broken, with errors of any type
+            return f"{written}; no picture, since matplotlib cannot be used here ({first_line(error)})"
+        runs = sum(entry["runs"] for entry in entries)
+        svg, png = drawing.save(draw_comparison(entries, f"{runs} runs"), self.out / "comparison")
+        return f"{written}, {svg.name} and {png.name}"
+
+
+def settings_of(args: argparse.Namespace) -> dict:
+    """The options that are those of train_sparse_mask.py, by name."""
+    parser = argparse.ArgumentParser()
+    add_training_options(parser)
+    return {action.dest: getattr(args, action.dest) for action in parser._actions if action.dest != "help"}
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs what is left of the comparison, and prints its table. Returns the exit code."""
+    for name, value in PRESETS.get(args.preset, {}).items():
+        if name not in args.given:
+            setattr(args, name, value)
+    check_args(args)
+    comparison = Comparison(args, settings_of(args))
+    jobs, done = comparison.find_jobs()
+    if args.print_commands:
+        left = [job for job in jobs if job not in done and (job.needs is None or job.needs.exists())]
+        print("\n".join(" && ".join(job.commands) for job in left))
+        later = comparison.plan.waiting() + [f"{job.name} waits for {job.needs}" for job in jobs
+                                             if job not in done and job not in left]
+        print("".join(f"# {line}: give this command again then\n" for line in later), end="")
+        return 0
+    threads = args.threads or max(1, count_cores() // args.jobs)
+    runner = JobRunner(comparison.find_jobs, args.jobs, threads)
+    stopped = runner.run()
+    jobs, done = comparison.find_jobs()
+    if len(done) == len(jobs) and not comparison.plan.waiting():
+        comparison.measure_times()
+    print(comparison.report())
+    for job, line in runner.failed:
+        print(f"failed: {job.name}: {line} ({job.folder / LOG})")
+    left = len(jobs) - len(done)
+    if left or comparison.plan.waiting():
+        print(f"{left} of {len(jobs)} runs are left" + "".join(f"; {line}" for line in comparison.plan.waiting()) +
+              "; give the same command to continue")
+    return STOPPED if stopped else 1 if runner.failed else 0
+
+
+if __name__ == "__main__":
+    run_command(main, build_parser())

@@ -1,0 +1,221 @@
+"""compare.py: entries and jobs, the arithmetic of its table, and a whole comparison that is killed and goes on."""
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from helpers import ROOT, TINY, call, folders
+from models import SparseMask, connectivity
+from models.costs import connection_costs
+from models.pruning import prune
+from utils import comparison_rows
+from utils.comparison import Plan, parse_entries, parse_entry
+from utils.comparison_table import decoder_parameters, percent, remarks, summarize, to_markdown
+from utils.job_runner import JobRunner
+from utils.train_options import build_parser
+
+TINY_RUNS = [option for option in TINY if option not in ("--log_interval", "1")] + ["--max_epoch", "1"]
+
+
+def row(entry, seed, m_iou, mask="fcn", boundary=None, thresholds=None):
+    text = connectivity.describe(connectivity.load(mask))
+    more = {"thresholds": {name: connectivity.describe(connectivity.load(kept)) for name, kept in thresholds.items()}} \
+        if thresholds else {}
+    more |= {"boundary": {"pixels": 5, "m_iou": boundary}} if boundary is not None else {}
+    return {"entry": entry, "seed": seed, "m_iou": m_iou, "connectivity": text, **more}
+
+
+def settings(**changes):
+    return {**vars(build_parser().parse_args([])), **changes}
+
+
+def plan(tmp_path, *entries, seeds=(0, 1), **more):
+    return Plan(parse_entries(entries), seeds, tmp_path, settings(max_epoch=3), **more)
+
+
+# ---- entries and commands
+
+@pytest.mark.parametrize("text, name, kind", [
+    ("search", "search", "search"), ("search:--sparse 0.02", "search-sparse_0.02", "search"), ("l1", "l1", "search"),
+    ("maskconnect:4", "maskconnect4", "search"), ("random:7", "random", "random"), ("unet", "unet", "mask"),
+    ("deeplabv3", "deeplabv3", "mask"), ("without:search", "without-search", "without")])
+def test_an_entry_is_read(text, name, kind):
+    entry = parse_entry(text)
+    assert (entry.name, entry.kind, entry.text) == (name, kind, text)
+
+
+@pytest.mark.parametrize("texts, words", [
+    (["bogus"], "unknown entry 'bogus'"), (["random:0"], "no number after the colon"), (["random:x"], "no number"),
+    (["fcn", "fcn"], "are the same"), (["maskconnect:3", "maskconnect"], "are the same"),
+    (["without:unet"], "needs the network of 'unet'"), (["without:random:3"], "name one"), (["missing.npy"], "missing"),
+    (["without:"], "unknown entry")])
+def test_what_is_no_entry_is_refused(data, tmp_path, texts, words):
+    outcome = call("compare.py", "--entries", *texts, *TINY_RUNS, *folders(data), "--out", tmp_path / "out")
+    assert outcome.code == 2 and words in outcome.text and "\n" not in outcome.text, outcome.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_commands_of_a_search(tmp_path):
+    job = plan(tmp_path, "search:--sparse 0.02", search="--max_epoch 2").jobs()[1]
+    assert job.seed == 1 and job.folder == tmp_path / "search-sparse_0.02" / "seed1"
+    search, prune_, train, evaluate = map(shlex.split, job.commands)
+    assert search[1] == "train_sparse_mask.py" and "--search" in search
+    for option, value in (("--sparse", "0.02"), ("--max_epoch", "2"), ("--seed", "1"), ("--run_name", "search"),
+                          ("--exp_path", str(job.folder))):
+        assert search[search.index(option) + 1] == value
+    assert prune_[1:] == ["prune.py", "--checkpoint", str(job.folder / "search")]
+    assert train[train.index("--mask_path") + 1] == str(job.folder / "search" / "mask_thres_0.001.npy")
+    assert train[train.index("--max_epoch") + 1] == "3" and "--sparse" not in train
+    assert evaluate[evaluate.index("--pretrained_model") + 1] == str(job.folder / "train")
+    assert evaluate[evaluate.index("--json") + 1] == str(job.result)
+
+
+def test_the_commands_of_other_entries(tmp_path):
+    made = plan(tmp_path, "maskconnect:2", "deeplabv3", "l1", "unet", "without:unet", finetune="--lr 0.1", seeds=[5])
+    strongest, deeplab, l1, unet, without = (job.commands for job in made.jobs())
+    assert "--sparse 0.0 " in strongest[0] and strongest[1].endswith("--strongest 2")
+    assert "mask_strongest_2.npy" in strongest[2]
+    assert "--mask_path deeplabv3" in deeplab[0] and "--fusion aspp" in deeplab[0]
+    assert "--sparse_loss l1" in l1[0] and "--sparse_loss" not in l1[2]
+    train, finetune, evaluate = unet
+    folder = tmp_path / "unet" / "seed5"
+    assert f"--ft_model {folder / 'train'}" in finetune and "--lr 0.1" in finetune and "--mask_path" not in finetune
+    assert "--lr" not in train and f"--pretrained_model {folder / 'finetune'}" in evaluate
+    assert without == [f"{evaluate.replace(str(folder / 'result'), str(tmp_path / 'without-unet/seed5/result'))} "
+                       f"--without_each"]
+
+
+@pytest.mark.parametrize("option, text, words", [
+    ("--search_options", "--bogus 3", "none of a training"), ("--search_options", "--max_epoch 0", "--max_epoch is 0"),
+    ("--search_options", "'", "cannot be read"), ("--finetune_options", "--lr -1", "--lr is -1")])
+def test_options_that_a_run_would_refuse_are_refused_first(data, tmp_path, option, text, words):
+    outcome = call("compare.py", "--entries", "search", *TINY_RUNS, *folders(data), "--out", tmp_path / "out",
+                   f"{option}={text}")
+    assert outcome.code == 2 and words in outcome.text, outcome.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_seeds_that_repeat_are_refused(data, tmp_path):
+    outcome = call("compare.py", *TINY_RUNS, *folders(data), "--out", tmp_path / "out", "--seeds", 0, 1, 0)
+    assert outcome.code == 2 and "one repeats" in outcome.text, outcome.text
+
+
+# ---- the arithmetic
+
+def test_the_figures_of_the_table():
+    content = {"rows": [row("search", 0, 0.40, "published", 0.20), row("search", 1, 0.44, "unet", 0.30),
+                        row("fcn", 0, 0.3, boundary=0.1), row("random 0", 0, 0.25), row("random 1", 1, 0.35),
+                        row("without-fcn", 0, 0.3)],
+               "seconds": {"fcn": 0.0123}}
+    found, fcn, random = summarize(content, lambda row: SparseMask(comparison_rows.mask_of(row)), (64, 64))
+    assert (found["entry"], fcn["entry"], random["entry"]) == ("search", "fcn", "random")
+    assert found["m_iou"] == pytest.approx((0.42, np.std([0.40, 0.44], ddof=1)))
+    assert found["connections"] == (15 + 17) / 2 and random["runs"] == 2
+    assert found["boundary"][0] == pytest.approx(0.25) and random["boundary"] is None
+    assert fcn["m_iou"] == (0.3, None)
+    assert fcn["parameters"] == decoder_parameters(SparseMask(connectivity.fcn())) == 1280 * 64 + 128 + 64 * 21 + 21
+    lines = to_markdown([found, fcn, random], 5, {"fcn": 63.8}).splitlines()
+    assert lines[0] == ("| network | connections | decoder and head | multiply-adds | time | mIoU | within 5 pixels of "
+                        "a boundary | runs | paper |")
+    assert lines[2].startswith("| search | 16 | 0.36 M |") and "| 42.00 ± 2.83 % | 25.00 ± 7.07 % | 2 |" in lines[2]
+    assert "| 12.3 ms | 30.00 % | 10.00 % | 1 | 63.80 % |" in lines[3]
+    assert percent(None) == "not measured"
+
+
+def test_what_is_said_below_the_table():
+    same = dict.fromkeys(("0.001", "0.1", "0.5"), "published")
+    rows = [row("search", 0, 0.4, "published", thresholds=same),
+            row("search", 1, 0.4, "unet", thresholds={**same, "0.5": "fcn"}), row("random 0", 0, 0.2),
+            row("random 1", 1, 0.3)]
+    likeness, thresholds, random = remarks({"rows": rows})
+    both = connectivity.published() & connectivity.unet()
+    either = connectivity.published() | connectivity.unet()
+    assert f"share {100 * both.sum() / either.sum():.0f} %" in likeness
+    assert "the same connectivity in 1 of 2 searches" in thresholds
+    assert "the best 30.00 %, the worst 20.00 %" in random
+
+
+# ---- whole comparisons
+
+@pytest.fixture
+def options(data, tmp_path):
+    return ["--entries", "search", "fcn", "random:2", "without:fcn", "--seeds", 0, 1, *TINY_RUNS, *folders(data),
+            "--search_options=--lr 0.01", "--size", 64, 64, "--out", tmp_path / "out", "--boundary", 2]
+
+
+@pytest.mark.slow
+def test_a_comparison_from_its_start_to_its_table(options, tmp_path):
+    out = tmp_path / "out"
+    outcome = call("compare.py", *options, "--print_commands")
+    lines = outcome.text.splitlines()
+    assert outcome.code == 0 and sum(not line.startswith("#") for line in lines) == 4, outcome.text
+    assert any("random:2 waits" in line for line in lines)
+    subprocess.run(["bash", "-e", "-c", lines[2].replace("python", sys.executable)], cwd=ROOT, check=True,
+                   capture_output=True)  # fcn, seed 0: as a cluster would run it
+    assert (out / "fcn" / "seed0" / "result.json").exists()
+    outcome = call("compare.py", *options, "--jobs", 2)
+    assert outcome.code == 0, outcome.text
+    content = json.loads((out / "comparison.json").read_text())
+    assert len(content["rows"]) == 2 + 2 + 2 + 2
+    names = [line.split(" | ")[0] for line in (out / "table.md").read_text().splitlines() if line.startswith("| ")]
+    assert names[:5] == ["| network", "| ---", "| fcn", "| search", "| random"] or "| search" in names
+    assert (out / "comparison.svg").exists() and "Jaccard" in outcome.text
+
+    found = [comparison_rows.mask_of(each) for each in content["rows"] if each["entry"] == "search"]
+    drawn = [comparison_rows.mask_of(each) for each in content["rows"] if each["entry"].startswith("random")]
+    network = SparseMask(connectivity.full(), depth=4, num_classes=3)
+    for kind in ("parameters", "macs"):
+        cost = connection_costs(network, kind, (64, 64))
+        target = np.mean([(cost * mask).sum() for mask in found])
+        assert all(abs((cost * mask).sum() / target - 1) <= 0.1 for mask in drawn)
+    for mask in drawn:
+        assert (prune([mask[l, :l + 1].astype(float) for l in range(9)]) == mask).all()
+
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    (out / "fcn" / "seed1" / "result.json").unlink()  # its row is known: it does not run again
+    outcome = call("compare.py", *options)
+    assert outcome.code == 0 and not (out / "fcn" / "seed1" / "result.json").exists(), outcome.text
+    assert all(path.stat().st_mtime_ns == before[path] for path in before if path.exists())
+    outcome = call("compare.py", *options, "--max_epoch", 2)
+    assert outcome.code == 2 and "another comparison, whose max_epoch is 1, not 2" in outcome.text, outcome.text
+
+
+@pytest.mark.slow
+def test_a_comparison_that_is_stopped_goes_on(options, tmp_path):
+    options = ["--entries", "fcn", *options[options.index("--seeds"):], "--seeds", 0, "--max_epoch", 20,
+               "--eval_interval", 20]
+    command = [sys.executable, ROOT / "compare.py", *map(str, options)]
+    log = tmp_path / "out" / "fcn" / "seed0" / "train" / "log.txt"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while not list(log.parent.glob("checkpoint_*")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.kill(process.pid, signal.SIGINT)
+        printed = process.communicate(timeout=120)[0]
+    assert process.returncode == 130 and "1 of 1 runs are left" in printed and "Traceback" not in printed, printed
+    assert "stopped at iteration" in log.read_text()
+    outcome = call("compare.py", *options)
+    assert outcome.code == 0 and "resuming" in log.read_text(), outcome.text
+
+
+def test_a_job_that_fails_does_not_stop_the_others(tmp_path):
+    made = plan(tmp_path, "fcn", "unet", seeds=[0]).jobs()
+    made[0].commands = ["python prune.py --checkpoint missing"]
+    made[1].commands = ["python prune.py --help"]
+    ended = set()
+
+    def find_jobs():
+        ended.update(job.name for job in made if "show this help" in (job.folder / "log.txt").read_text()
+                     ) if (made[1].folder / "log.txt").exists() else None
+        return made, [job for job in made if job.name in ended]
+
+    runner = JobRunner(find_jobs, 2, 1)
+    assert not runner.run()
+    [(job, line)] = runner.failed
+    assert job is made[0] and "missing" in line and "unet, seed 0" in ended

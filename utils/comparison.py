@@ -1,0 +1,222 @@
+"""A comparison: its entries, the jobs that they take, and the command lines of each job. Nothing here runs one.
+
+A job is one entry with one seed. Its folder is OUT/ENTRY/seedS, with the run folders `search`, `train` and `finetune`,
+and the scores in result.json, which the last of its commands writes. Each command can be given again: it continues.
+"""
+import argparse
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from models import connectivity
+from models.pruning import DEFAULT_THRESHOLD
+from utils.errors import InputError
+from utils.options import NO_LIST, PART_OPTIONS, command_line, own_part_options
+from utils.train_options import build_parser, check_args
+
+RESULT = "result.json"
+SEARCHES = {  # entries that search: the options of their search, beside the common ones
+    "search": "",
+    "l1": "--sparse_loss l1",
+    # The task alone decides which inputs are strong, and nothing drives the strengths to 0 or 1.
+    "maskconnect": "--sparse 0 --beta_end 1",
+}
+COUNTED = {"random": 5, "maskconnect": 3}  # entries that take a number, as in random:5, and its default
+NETWORKS = {"deeplabv3": "--fusion aspp"}  # named connectivities whose network has a part of its own
+FORMS = ("search, search:OPTIONS, l1, maskconnect:K, random:K, deeplabv3, without:ENTRY, a mask file, or one of "
+         f"{', '.join(connectivity.NAMED)}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table. text: as it stands on the command line; name: of its folder; kind: "search" or "mask", or
+    "random" or "without", which make further masks or scores out of those of `other`.
+    """
+    text: str
+    name: str
+    kind: str
+    options: str = ""  # of its search, or of its training where there is none
+    number: int = 0
+    other: str = ""
+
+
+@dataclass
+class Job:
+    """One entry with one seed. commands: of a shell, in their order; the last one writes `result`."""
+    entry: str
+    seed: int
+    folder: Path
+    commands: list
+    needs: Path | None = None  # a file that another job writes
+
+    @property
+    def result(self) -> Path:
+        """Where its scores will be."""
+        return self.folder / RESULT
+
+    @property
+    def name(self) -> str:
+        """For people: "unet, seed 0"."""
+        return f"{self.entry}, seed {self.seed}"
+
+
+def parse_entry(text: str) -> Entry:
+    """An entry of the command line. Raises InputError if it is none."""
+    kind, _, rest = text.partition(":")
+    if kind in COUNTED:
+        number = int(rest) if rest.isdecimal() else COUNTED[kind] if not rest else 0
+        if not 1 <= number <= 1000:
+            raise InputError(f"the entry {text!r} has no number after the colon; write for example "
+                             f"{kind}:{COUNTED[kind]}", about="entries")
+        name = f"{kind}{number}" if kind == "maskconnect" else kind
+        return Entry(text, name, "random" if kind == "random" else "search", SEARCHES.get(kind, ""), number)
+    if kind in SEARCHES:
+        name = re.sub(r"[^\w.=-]+", "_", f"{kind} {rest}".strip()).replace("_--", "-")
+        return Entry(text, name, "search", f"{SEARCHES[kind]} {rest}".strip())
+    if kind == "without" and rest:
+        other = parse_entry(rest)
+        if other.kind not in ("search", "mask"):
+            raise InputError(f"the entry {text!r} takes connections away from one network; name one, not {rest}",
+                             about="entries")
+        return Entry(text, f"without-{other.name}", "without", other=rest)
+    if connectivity.is_mask(text):
+        if text not in connectivity.NAMED:
+            connectivity.load(text)  # now, and not after hours
+        return Entry(text, text if text in connectivity.NAMED else Path(text).stem, "mask", NETWORKS.get(text, ""))
+    raise InputError(f"unknown entry {text!r}; known are {FORMS}", about="entries")
+
+
+def parse_entries(texts: Sequence[str]) -> list[Entry]:
+    """The entries of the command line. Raises InputError for one that is none, or is there twice."""
+    entries = [parse_entry(text) for text in texts]
+    for number, entry in enumerate(entries):
+        for earlier in entries[:number]:
+            if entry.name == earlier.name:
+                raise InputError(f"the entries {earlier.text!r} and {entry.text!r} are the same, or their names are; "
+                                 f"give one of them", about="entries")
+        if entry.kind == "without" and entry.other not in texts:
+            raise InputError(f"the entry {entry.text!r} needs the network of {entry.other!r}; add that entry too",
+                             about="entries")
+    return entries
+
+
+class Plan:
+    """The jobs of a comparison.
+
+    settings: the options that all runs share, by name, as train_sparse_mask.py has them. search, finetune: further
+    options, as text, of all searches, and of a second training from the first one's weights (None: there is none).
+    evaluation: the options of the evaluation beside the data's, as text. find_random(number) -> the files of the random
+    masks, or None while the networks are not found whose cost they have to have.
+    """
+
+    def __init__(self, entries: Sequence[Entry], seeds: Sequence[int], out: Path, settings: Mapping, search: str = "",
+                 finetune: str | None = None, evaluation: str = "",
+                 find_random: Callable[[int], Sequence[Path] | None] = lambda number: None):
+        self.entries, self.seeds, self.out, self.settings = entries, seeds, out, settings
+        self.search, self.finetune, self.evaluation, self.find_random = search, finetune, evaluation, find_random
+
+    def check(self) -> None:
+        """Raises InputError for options of a run that it would refuse, before the first one begins."""
+        searches = [self.run_settings(f"{self.search} {entry.options}", search=True) for entry in self.entries
+                    if entry.kind == "search"]
+        trainings = [self.run_settings(self.training_options(entry), mask_path="fcn") for entry in self.entries]
+        if self.finetune is not None:
+            trainings.append(self.run_settings(self.finetune, mask_path="fcn"))
+        for settings in (*searches, *trainings):
+            check_args(argparse.Namespace(**settings), num_processes=1)
+
+    def run_settings(self, options: str, **more: object) -> dict:
+        """All settings of a run: the shared ones, further options as text, and more by name."""
+        try:
+            words = shlex.split(options)
+        except ValueError as error:
+            raise InputError(f"the options {options!r} cannot be read: {error}; check the quotes") from None
+        parser = build_parser()
+        parser.exit_on_error = False
+
+        def refuse(message):
+            raise InputError(f"the options {options!r} are none of a training: {message}")
+
+        parser.error = refuse
+        return {**vars(parser.parse_args(words, argparse.Namespace(**self.settings))), **more}
+
+    def training_options(self, entry: Entry) -> str:
+        """The options, as text, of an entry's training: those of its network."""
+        return entry.options if entry.kind == "mask" else ""
+
+    def jobs(self) -> list[Job]:
+        """All jobs whose commands are known. Those of random masks follow once the search has found its networks."""
+        jobs = []
+        for entry in self.entries:
+            if entry.kind == "random":
+                masks = self.find_random(entry.number) or []
+                jobs += [self.job(f"{entry.name} {number}", self.seeds[number % len(self.seeds)],
+                                  self.out / entry.name / str(number), str(mask))
+                         for number, mask in enumerate(masks)]
+                continue
+            for seed in self.seeds:
+                folder = self.out / entry.name / f"seed{seed}"
+                if entry.kind == "without":
+                    jobs.append(self.without(entry, seed, folder))
+                elif entry.kind == "search":
+                    jobs.append(self.job(entry.name, seed, folder, *self.search_commands(entry, seed, folder)))
+                else:
+                    jobs.append(self.job(entry.name, seed, folder, entry.text, options=entry.options))
+        return jobs
+
+    def waiting(self) -> list[str]:
+        """Sentences about jobs that cannot be named yet."""
+        return [f"{entry.text} waits for the networks that the search finds" for entry in self.entries
+                if entry.kind == "random" and self.find_random(entry.number) is None]
+
+    def search_commands(self, entry: Entry, seed: int, folder: Path) -> tuple[str, list]:
+        """The mask that an entry's search will have written, and the commands that do."""
+        run = folder / "search"
+        rule, name = ((f"--strongest {entry.number}", f"mask_strongest_{entry.number}") if entry.number else
+                      ("", f"mask_thres_{DEFAULT_THRESHOLD:g}"))
+        search = self.run(f"{self.search} {entry.options}", folder, "search", seed, search=True)
+        prune = f"python prune.py --checkpoint {shlex.quote(str(run))} {rule}".strip()
+        return str(run / f"{name}.npy"), [search, prune + self.part_options(PART_OPTIONS)]
+
+    def job(self, name: str, seed: int, folder: Path, mask: str, before: Sequence[str] = (),
+            options: str = "") -> Job:
+        """A job that trains a mask and evaluates it. before: the commands that make the mask."""
+        commands = [*before, self.run(options, folder, "train", seed, mask_path=mask)]
+        last = folder / "train"
+        if self.finetune is not None:
+            commands.append(self.run(f"{options} {self.finetune}", folder, "finetune", seed, ft_model=str(last)))
+            last = folder / "finetune"
+        return Job(name, seed, folder, [*commands, self.evaluate(last, folder / RESULT)])
+
+    def without(self, entry: Entry, seed: int, folder: Path) -> Job:
+        """A job that evaluates another entry's network without each of its connections."""
+        other = self.out / parse_entry(entry.other).name / f"seed{seed}"
+        command = self.evaluate(other / ("train" if self.finetune is None else "finetune"), folder / RESULT)
+        return Job(entry.name, seed, folder, [f"{command} --without_each"], needs=other / RESULT)
+
+    def run(self, options: str, folder: Path, name: str, seed: int, **task: object) -> str:
+        """The command of one search or training."""
+        settings = self.run_settings(options, seed=seed, exp_path=str(folder), run_name=name, **task)
+        if "ft_model" in task:  # the checkpoint has these
+            settings = {**settings, **dict.fromkeys(("fusion", "connection", "head", "depth", "backbone_name"))}
+        return command_line(build_parser(), settings)
+
+    def evaluate(self, run: Path, result: Path) -> str:
+        """The command that evaluates a run's last checkpoint."""
+        options = "".join(f" --{name} {shlex.quote(str(self.settings[name]))}"
+                          for name in ("im_path", "gt_path", "eval_list", "n_worker", "type", "gpu"))
+        return (f"python eval_sparse_mask.py --pretrained_model {shlex.quote(str(run))}{options} "
+                f"--json {shlex.quote(str(result))} {self.evaluation}".rstrip() + self.part_options())
+
+    def part_options(self, kinds: Sequence[str] = ("backbone", "connection", "fusion", "head")) -> str:
+        """What a command needs beside a checkpoint whose parts, of these kinds, are the user's own."""
+        return own_part_options({kind: self.settings[PART_OPTIONS[kind][0]] for kind in kinds})
+
+
+def check_lists(settings: Mapping) -> None:
+    """Raises InputError if there is nothing to evaluate on."""
+    if settings["eval_list"] == NO_LIST:
+        raise InputError("a comparison needs images to evaluate; give a file with their names, one a line",
+                         about="eval_list")
