@@ -12,9 +12,18 @@ from models import SparseMask, connectivity
 from models.backbones import BACKBONES
 from models.components import is_own
 from models.connectivity import describe, source_name, unread_stages
-from models.pruning import DEFAULT_THRESHOLD, gap, prune, prune_to_strongest, require_input
+from models.costs import UNITS
+from models.pruning import (
+    DEFAULT_THRESHOLD,
+    gap,
+    prune,
+    prune_to_cost,
+    prune_to_strongest,
+    rank,
+    require_input,
+)
 from models.transfer import describe_encoder
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import Checkpoint, read_checkpoint
 from utils.cli import run_command
 from utils.errors import InputError
 from utils.files import write_atomically
@@ -36,7 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The released command line, and what is new."""
     parser = argparse.ArgumentParser(prog="prune.py", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="a checkpoint of a search, or the folder of its run")
-    parser.add_argument("--thres", type=float, default=DEFAULT_THRESHOLD, help="weaker connections are dropped")
+    parser.add_argument("--thres", type=float, default=DEFAULT_THRESHOLD,
+                        help="weaker connections are dropped. Without this option, a search with a budget keeps the "
+                             "strongest connections within it")
     parser.add_argument("--strongest", type=int, metavar="K",
                         help="keep the K strongest inputs of each stage instead, as MaskConnect does")
     group = parser.add_argument_group("model")
@@ -77,29 +88,43 @@ def main(args: argparse.Namespace) -> None:
     checkpoint = require_options(read_checkpoint(args.checkpoint).require("search"), args)
     supernet = checkpoint.build()
     strengths = supernet.to(device, TYPES[args.type]).final_strengths()
+    ranks = rank(strengths, [parameter.detach().double().cpu().numpy() for parameter in supernet.strength_parameters()])
+    budget = None if args.strongest or "thres" in args.given else budget_of(checkpoint)
     if args.strongest:
-        logits = [parameter.detach().double().cpu().numpy() for parameter in supernet.strength_parameters()]
-        kept, rule = prune_to_strongest(strengths, args.strongest, logits), f"strongest_{args.strongest}"
+        kept, rule = prune_to_strongest(ranks, args.strongest), f"strongest_{args.strongest}"
+        how = f"the {args.strongest} strongest inputs of each stage"
+    elif budget:
+        kept, rule = prune_to_cost(ranks, *budget), "budget"
+        cost = sum(float(c[kept[l, :l + 1]].sum()) for l, c in enumerate(budget[0]))
+        how = (f"the strongest connections within the budget of the search, {budget[1]:,.4g} "
+               f"{UNITS[checkpoint.settings['cost']]}: they cost {cost:,.4g}")
     else:
         kept, rule = prune_at(args.thres, strengths, checkpoint.path), f"thres_{shortest(args.thres)}"
+        how = f"at the threshold {args.thres:g}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an unread stage is reported below
         parts = {kind: name for kind, name in checkpoint.parts.items() if kind != "strengths"}
         network = SparseMask(kept, depth=checkpoint.depth, num_classes=checkpoint.num_classes, **parts)
     lines = [describe(kept)]
     lines += [f"warning: nothing reads D[{l}]" for l in unread_stages(kept)]
-    lines += threshold_lines(strengths, args.thres, kept) if not args.strongest else [
-        f"the {args.strongest} strongest inputs of each stage; stages that pruning found useless are left out"]
+    lines += threshold_lines(strengths, args.thres, kept) if rule.startswith("thres") else [how]
     before, after = count(supernet), count(network)
     lines.append(f"parameters: {before:,} in the supernet, {after:,} pruned "
                  f"({count(network.backbone):,} encoder, {after - count(network.backbone):,} decoder and head)")
     print("\n".join(lines))
     path = Path(checkpoint.path).parent / f"mask_{rule}.npy"
-    how = f"the {args.strongest} strongest inputs a stage" if args.strongest else f"at the threshold {args.thres:g}"
     origin = [f"from {checkpoint.path} {how}", describe_encoder(parts["backbone"], network.backbone.strides)]
     write(path, kept, strengths, origin, lines)
     print(f"written: {path}, and {path.with_suffix('.txt').name} beside it\n"
           f"next: python train_sparse_mask.py --mask_path {shlex.quote(str(path))}{part_options(parts)}")
+
+
+def budget_of(checkpoint: Checkpoint) -> tuple[list, float] | None:
+    """(costs of the connections, budget) of a search that had one."""
+    budget, state = checkpoint.settings.get("budget"), checkpoint.content.get("cost_loss")
+    if not budget or not isinstance(state, dict):
+        return None
+    return [cost.double().cpu().numpy() for cost in state["costs"]], float(budget)
 
 
 def prune_at(threshold: float, strengths: Sequence[np.ndarray], path: str) -> np.ndarray:

@@ -27,7 +27,7 @@ from utils.pretrained import find_encoder_weights, load_encoder
 from utils.resume import continue_with, describe_changes
 from utils.run import NotFinite, Schedule, TrainingState
 from utils.run_folder import RunFolder, new_folder
-from utils.run_length import Length, derive, describe_derived
+from utils.run_length import Length, derive, describe_derived, uses_adam
 from utils.run_log import RunLog
 from utils.run_source import commands_after_nan, find_source, length_of_run
 from utils.runtime import (
@@ -37,10 +37,12 @@ from utils.runtime import (
     seed_everything,
     select_device,
 )
+from utils.search_costs import describe_cost, make_cost_loss
 from utils.stopping import STOPPED, StopRequest
 from utils.train_data import Data, load_data
 from utils.train_options import build_parser
 from VOC12.loading import explain_loader_death
+from VOC12.transforms import size_pair
 
 
 def main(args: argparse.Namespace) -> int:
@@ -98,9 +100,10 @@ def build_state(args: argparse.Namespace, source: Checkpoint | None, length: Len
     if args.compile:
         network.compile()  # in place: names and checkpoints stay what they are
     optimizer = make_optimizer(network, args.lr, args.last_layer_lr_mult, derived.strength_lr_mult, args.momentum,
-                               args.decay, args.search and args.strength_optimizer == "adam")
+                               args.decay, uses_adam(args))
     schedule = Schedule(length.iterations, args.gamma, derived.strength_warmup, args.beta_end)
-    state = TrainingState(network, optimizer, schedule, precision)
+    cost_loss = make_cost_loss(network, args.cost, size_pair(args.crop_size), args.budget) if args.cost else None
+    state = TrainingState(network, optimizer, schedule, precision, cost_loss)
     if args.resume:
         load_weights(network, source.state, source.path)  # again: `build` rounds those of a run in double precision
         state.load_state_dict(source.content, source.path)
@@ -134,7 +137,7 @@ def open_run(args: argparse.Namespace, source: Checkpoint | None, data: Data, st
     settings["label_map"] = data.label_map and str(data.label_map)  # the rules: a file may be gone later
     losses = train_losses
     if args.search:
-        regularizer = find_regularizer(args.sparse_loss, state.network.num_stages)
+        regularizer = state.cost_loss or find_regularizer(args.sparse_loss, state.network.num_stages)
         losses = functools.partial(search_losses, sparse_weight=args.sparse, regularizer=regularizer)
     folder = watcher = None
     if group.is_main and args.resume:
@@ -197,6 +200,8 @@ def train(args: argparse.Namespace, trainer: Trainer, folder: RunFolder | None, 
     if folder is None:
         return 0 if finished else STOPPED
     if finished:
+        if trainer.state.cost_loss is not None:
+            folder.log(describe_cost(trainer.state, args.cost))
         last = shlex.quote(str(folder.path / f"checkpoint_{trainer.state.iteration}.pth.tar"))
         folder.log(f"done: {last}\nnext: {next_command(args, last, own_part_options(parts))}")
     else:

@@ -17,13 +17,14 @@ def sparsity_target(num_strengths: int) -> float:
     return min(2 / num_strengths, 0.5)
 
 
-def sparse_loss(p: torch.Tensor, alpha: float) -> torch.Tensor:
+def sparse_loss(p: torch.Tensor, alpha: float, shares: torch.Tensor | None = None) -> torch.Tensor:
     """Sparse loss of one stage: p (any shape) in [0, 1], alpha in (0, 1) -> scalar tensor.
 
-    The first term drives each strength to 0 or 1, the others the mean to alpha (paper section 3.3).
+    The first term drives each strength to 0 or 1, the others the mean to alpha (paper section 3.3). shares: of p's
+    shape, with the sum 1, that weigh this mean; equal ones if None.
     """
     entropy = -p * torch.log(p + EPS) - (1 - p) * torch.log(1 - p + EPS)
-    mean = p.mean()
+    mean = p.mean() if shares is None else (shares * p).sum()
     return entropy.mean() - alpha * torch.log(mean + EPS) - (1 - alpha) * torch.log(1 - mean + EPS)
 
 

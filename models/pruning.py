@@ -7,6 +7,7 @@ from models.connectivity import empty
 from utils.errors import InputError
 
 DEFAULT_THRESHOLD = 1e-3
+COST_MARGIN = 0.05  # of the cost that a decoder shall have
 
 
 def prune(strengths: Sequence[np.ndarray], threshold: float = DEFAULT_THRESHOLD) -> np.ndarray:
@@ -23,21 +24,49 @@ def prune(strengths: Sequence[np.ndarray], threshold: float = DEFAULT_THRESHOLD)
     return kept
 
 
-def prune_to_strongest(strengths: Sequence[np.ndarray], count: int,
-                       ties: Sequence[np.ndarray] | None = None) -> np.ndarray:
-    """Strengths -> connectivity with at most `count` inputs a stage, the strongest: MaskConnect's rule (Ahmed and
-    Torresani 2018). The steps of `prune` follow.
+def rank(strengths: Sequence[np.ndarray], ties: Sequence[np.ndarray] | None = None) -> list[np.ndarray]:
+    """The rank of each strength among all, 0 for the weakest: integer arrays of the same shapes (l+1, 2).
 
     ties: numbers of the same shapes that decide between equal strengths, since p = sigmoid(x) is 1 from x = 37 on. What
-    is left equal goes to the encoder side, and to the deeper source.
+    is left equal is ranked by its stage, the finer one higher, then the encoder side, then the deeper source.
     """
-    chosen = []
-    for p, tie in zip(strengths, strengths if ties is None else ties, strict=True):
-        order = np.lexsort((-np.asarray(tie).T.ravel(), -np.asarray(p).T.ravel()))  # (l+1, 2) -> encoder side first
-        best = np.zeros(p.size)
-        best[order[:count]] = 1
-        chosen.append(best.reshape(2, -1).T)
-    return prune(chosen, 0.5)
+    values, decisive = (np.concatenate([np.asarray(a).T.ravel() for a in arrays])
+                        for arrays in (strengths, strengths if ties is None else ties))
+    places = np.concatenate([np.arange(p.size)[::-1] + 1000 * l for l, p in enumerate(strengths)])
+    ranks = np.empty(values.size, dtype=int)
+    ranks[np.lexsort((places, decisive, values))] = np.arange(values.size)
+    ends = np.cumsum([p.size for p in strengths])[:-1]
+    return [part.reshape(2, -1).T for part in np.split(ranks, ends)]
+
+
+def prune_to_strongest(ranks: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """Ranks of strengths -> connectivity with at most `count` inputs a stage, the strongest: MaskConnect's rule (Ahmed
+    and Torresani 2018). The steps of `prune` follow.
+    """
+    return prune([(r >= np.sort(r.ravel())[-min(count, r.size)]).astype(float) for r in ranks], 0.5)
+
+
+def prune_to_cost(ranks: Sequence[np.ndarray], costs: Sequence[np.ndarray], target: float) -> np.ndarray:
+    """Ranks of strengths -> connectivity of the strongest connections that cost together about the target.
+
+    costs: of the connections, arrays (l+1, 2). They are taken in the order of their ranks until what pruning leaves of
+    them costs the target less COST_MARGIN. One that would cost more than the target and COST_MARGIN is left out: a
+    single large connection can be a fifth of a decoder.
+    """
+    chosen = [np.zeros(r.shape) for r in ranks]
+    places = [(l, *place) for l, r in enumerate(ranks) for place in np.ndindex(r.shape)]
+    kept = empty(len(ranks))
+    for l, source, side in sorted(places, key=lambda place: -ranks[place[0]][place[1:]]):
+        chosen[l][source, side] = 1
+        tried = prune(chosen, 0.5)
+        cost = sum(float(c[tried[m, :m + 1]].sum()) for m, c in enumerate(costs))
+        if cost > target * (1 + COST_MARGIN):
+            chosen[l][source, side] = 0
+            continue
+        kept = tried
+        if cost >= target * (1 - COST_MARGIN):
+            break
+    return kept
 
 
 def require_input(kept: np.ndarray, strengths: Sequence[np.ndarray], threshold: float) -> None:

@@ -58,11 +58,14 @@ class FullyDenseNetwork(SegmentationNetwork):
         noise = self.noise and self.training
         return [self.strengths(parameter, noise) for parameter in self.strength_parameters()]
 
+    def clean_strengths(self) -> list[torch.Tensor]:
+        """The strengths without noise: one tensor p (l+1, 2) per stage."""
+        return [self.strengths(parameter, noise=False) for parameter in self.strength_parameters()]
+
     @torch.no_grad()
     def final_strengths(self) -> list[np.ndarray]:
         """What pruning reads: the strengths without noise, one float64 array (l+1, 2) per stage."""
-        return [self.strengths(parameter, noise=False).double().cpu().numpy()
-                for parameter in self.strength_parameters()]
+        return [p.double().cpu().numpy() for p in self.clean_strengths()]
 
     def clamp_strengths(self) -> None:
         """To be called after each optimizer step: puts the strength parameters back into their range."""

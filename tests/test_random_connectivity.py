@@ -7,7 +7,7 @@ from helpers import random_batch, randomize
 from models import SparseMask, connectivity
 from models.costs import connection_costs
 from models.inference import for_inference
-from models.pruning import prune, prune_to_strongest
+from models.pruning import prune, prune_to_cost, prune_to_strongest, rank
 from models.random_connectivity import as_strengths, random_connectivities
 from utils.errors import InputError
 
@@ -96,19 +96,50 @@ def test_an_aspp_of_other_inputs_is_refused(mask):
 def test_the_strongest_inputs_of_each_stage():
     rng = np.random.default_rng(0)
     strengths = [rng.random((l + 1, 2)) for l in range(5)]
-    kept = prune_to_strongest(strengths, 2)
+    kept = prune_to_strongest(rank(strengths), 2)
     for l in np.flatnonzero(kept.any((1, 2))):
         assert kept[l].sum() <= 2
     best = np.sort(strengths[4].ravel())[-2:]
     assert set(strengths[4][kept[4, :5]]) == set(best)
-    assert (prune_to_strongest(strengths, 99) == prune([np.ones_like(p) for p in strengths])).all()
+    assert (prune_to_strongest(rank(strengths), 99) == prune([np.ones_like(p) for p in strengths])).all()
 
 
 def test_ties_of_saturated_strengths_are_decided_by_their_logits():
     strengths = [np.ones((l + 1, 2)) for l in range(3)]
     ties = [np.zeros((l + 1, 2)) for l in range(3)]
     ties[2][1, 0], ties[2][2, 0] = 5, 7
-    kept = prune_to_strongest(strengths, 2, ties)
+    kept = prune_to_strongest(rank(strengths, ties), 2)
     assert set(map(tuple, np.argwhere(kept[2]))) == {(1, 0), (2, 0)}
-    kept = prune_to_strongest(strengths, 2)
+    kept = prune_to_strongest(rank(strengths), 2)
     assert set(map(tuple, np.argwhere(kept[2]))) == {(0, 0), (1, 0)}  # the encoder side, the deeper source
+
+
+def test_ranks_are_a_permutation_in_the_order_of_the_strengths():
+    rng = np.random.default_rng(0)
+    strengths = [rng.random((l + 1, 2)) for l in range(6)]
+    ranks = np.concatenate([r.ravel() for r in rank(strengths)])
+    assert (np.sort(ranks) == np.arange(42)).all()
+    assert (np.argsort(ranks) == np.argsort(np.concatenate([p.ravel() for p in strengths]))).all()
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.6])
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_strongest_connections_of_a_cost(costs, share, which):
+    rng = np.random.default_rng(1)
+    strengths = [rng.random((l + 1, 2)) for l in range(9)]
+    each = [costs[which][l, :l + 1] for l in range(9)]
+    target = share * costs[which].sum()
+    kept = connectivity.check(prune_to_cost(rank(strengths), each, target))
+    assert abs((costs[which] * kept).sum() / target - 1) <= 0.05
+    assert (prune(as_strengths(kept)) == kept).all()
+
+
+def test_what_is_strong_comes_before_what_is_weak():
+    strengths = [np.full((l + 1, 2), 0.1) for l in range(3)]
+    strengths[2][:, 0] = 0.9, 0.8, 0.7
+    kept = prune_to_cost(rank(strengths), [np.ones((l + 1, 2)) for l in range(3)], 2)
+    assert np.argwhere(kept).tolist() == [[2, 0, 0], [2, 1, 0]]
+    dear = [np.ones((l + 1, 2)) for l in range(3)]
+    dear[2][1, 0] = 5  # too dear: the next one is taken
+    kept = prune_to_cost(rank(strengths), dear, 2)
+    assert np.argwhere(kept).tolist() == [[2, 0, 0], [2, 2, 0]]

@@ -174,8 +174,9 @@ class Plan:
     def search_commands(self, entry: Entry, seed: int, folder: Path) -> tuple[str, list]:
         """The mask that an entry's search will have written, and the commands that do."""
         run = folder / "search"
+        has_budget = self.run_settings(f"{self.search} {entry.options}")["budget"] is not None
         rule, name = ((f"--strongest {entry.number}", f"mask_strongest_{entry.number}") if entry.number else
-                      ("", f"mask_thres_{DEFAULT_THRESHOLD:g}"))
+                      ("", "mask_budget" if has_budget else f"mask_thres_{DEFAULT_THRESHOLD:g}"))
         search = self.run(f"{self.search} {entry.options}", folder, "search", seed, search=True)
         prune = f"python prune.py --checkpoint {shlex.quote(str(run))} {rule}".strip()
         return str(run / f"{name}.npy"), [search, prune + self.part_options(PART_OPTIONS)]

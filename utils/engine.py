@@ -168,7 +168,7 @@ class Trainer:
                                                 self.precision, self.group, self.class_weights)
             except NotFinite as error:
                 raise NotFinite(f"{error} at iteration {state.iteration + 1}") from None
-            state.iteration += 1
+            state.advance()
             state.train_confusion += self.group.all_reduce(
                 confusion_matrix(prediction, label, state.network.num_classes))
             self.watcher.on_step(state, losses)

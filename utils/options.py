@@ -227,7 +227,9 @@ def check_settings(parser: argparse.ArgumentParser, settings: Mapping, path: str
     for action in parser._actions:
         value = settings.get(action.dest, action.default)
         of_size = isinstance(action, StoreSize)
-        kind = bool if isinstance(action.const, bool) else int if of_size else action.type or str
+        convert = action.type or str  # a function makes a number of a text such as 0.3M
+        kind = bool if isinstance(action.const, bool) else int if of_size else \
+            convert if isinstance(convert, type) else float
         fitting = fits(value, kind, several=2 if of_size else 1)
         if not (fitting and value in (action.choices or [value]) or value is None is action.default):
             raise InputError(f"{path} cannot be resumed: its setting {action.dest} is {value!r}, which "

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from models.budget import CostLoss
 from utils.errors import InputError, InputWarning, first_line
 from utils.optimizer import RMS, set_missing_momentum
 from utils.runtime import START_SCALE, Precision, random_state, set_random_state
@@ -44,8 +45,10 @@ class Schedule:
 class TrainingState:
     """Network, optimizer, schedule, and how far the run is."""
 
-    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, precision: Precision):
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, precision: Precision,
+                 cost_loss: CostLoss | None = None):
         self.network, self.optimizer, self.schedule, self.precision = network, optimizer, schedule, precision
+        self.cost_loss = cost_loss  # of a search whose connections have costs
         self.iteration, self.best_m_iou = 0, -1.0  # `iteration`: the number of steps done, whatever their batch size
         self.shift = 0  # (iteration + shift) / iterations of an epoch: the epochs done, also after other batch sizes
         self.evaluated_at = None  # iteration
@@ -67,6 +70,13 @@ class TrainingState:
         """Sets the learning rates and the annealing of the next iteration."""
         self.schedule.apply(self.iteration, self.optimizer, self.network)
 
+    def advance(self) -> None:
+        """After a step: counts it, and moves the weight of the costs towards their budget."""
+        self.iteration += 1
+        learning = self.schedule.iterations * (1 - self.schedule.warmup)
+        if self.cost_loss is not None and self.iteration > self.schedule.iterations - learning:
+            self.cost_loss.adapt(self.network.clean_strengths(), learning)
+
     def check_finite(self) -> None:
         """Raises NotFinite, naming it, if a tensor of the network or of the optimizer is not finite."""
         tensors = self.network.state_dict()
@@ -85,7 +95,8 @@ class TrainingState:
                 "state_dict": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "scaler": self.precision.scaler.state_dict(), "random_state": random_state(self.precision.device),
                 "best_m_iou": self.best_m_iou, "evaluated_at": self.evaluated_at,
-                "train_confusion": self.train_confusion}
+                "train_confusion": self.train_confusion,
+                **({"cost_loss": self.cost_loss.state_dict()} if self.cost_loss is not None else {})}
 
     def load_state_dict(self, content: Mapping, path: str) -> None:
         """Continues where `state_dict` was called; the network has its weights already. path: of the file, for errors.
@@ -97,6 +108,8 @@ class TrainingState:
             if content["scaler"] and self.precision.scaler.is_enabled():  # empty: another type, without a scaler
                 self.precision.scaler.load_state_dict(content["scaler"])
             self.train_confusion.copy_(content["train_confusion"])
+            if self.cost_loss is not None:
+                self.cost_loss.load_state_dict(content["cost_loss"])
             set_random_state(content["random_state"], self.precision.device)
         except InputError:
             raise

@@ -62,6 +62,11 @@ def describe_schedule(checkpoint: Checkpoint, now: Length, before: Length, state
         yield f"the learning rate goes on at {rate:.3g}, it was {rate_before:.3g}"
 
 
+def uses_adam(args: argparse.Namespace) -> bool:
+    """Whether the strengths are optimized by Adam: where that was asked for, or there is a budget to land on."""
+    return args.search and (args.strength_optimizer or ("adam" if args.budget else "sgd")) == "adam"
+
+
 class Derived(NamedTuple):
     """Options that follow from the length of the run where they were not given."""
     bn_momentum: float
@@ -76,7 +81,7 @@ def derive(args: argparse.Namespace, iterations: int, network: nn.Module) -> Der
     if warmup is None:
         warmup = network.strengths.warmup if args.search else 0.0
     if multiplier is None:  # a short search, or the part of it after the warm-up, must move the strengths as far
-        reference = ADAM_ITERATIONS if args.strength_optimizer == "adam" else RELEASED_ITERATIONS
+        reference = ADAM_ITERATIONS if uses_adam(args) else RELEASED_ITERATIONS
         multiplier = reference / (iterations * (1 - warmup))
     return Derived(momentum, warmup, multiplier)
 

@@ -72,6 +72,11 @@ class RunLog(Watcher):
             self.curves.strengths(state.network.final_strengths(), step)
             self.curves.scalar("train/loss_task", losses.task.item(), step)
             self.curves.scalar("train/loss_sparse", losses.sparse.item(), step)
+            if state.cost_loss is not None:
+                with torch.no_grad():
+                    cost = state.cost_loss.expected_cost(state.network.clean_strengths())
+                self.curves.scalar("train/cost", cost, step)
+                self.curves.scalar("train/cost_weight", state.cost_loss.weight, step)
         for tag, group in zip(self.rate_tags, state.optimizer.param_groups, strict=True):
             self.curves.scalar(tag, group["lr"], step)
         running = scores(state.train_confusion)

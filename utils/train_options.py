@@ -2,6 +2,7 @@
 import argparse
 
 from models import connectivity
+from models.costs import COSTS
 from models.layers import RELEASED_BN_MOMENTUM
 from models.losses import REGULARIZERS
 from utils.checkpoint import PARTS
@@ -23,6 +24,7 @@ from utils.options import (
 from utils.run import RELEASED_ITERATIONS
 from utils.run_length import ADAM_ITERATIONS
 
+SUFFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
 DESCRIPTION = ("Search a connectivity (--search), or train the network of one (--mask_path). "
                "PASCAL VOC 2012 or your own data.")
 
@@ -78,8 +80,14 @@ def add_training_options(parser: argparse.ArgumentParser) -> argparse._ArgumentG
     add("--sparse", type=float, default=0.01, help="weight of the sparse loss. It sets how sparse the result is")
     add("--sparse_loss", metavar="NAME", default="sparse",
         help=f"the regularizer of the strengths: {', '.join(REGULARIZERS)}, or your own as package.module:function")
-    add("--strength_optimizer", choices=("sgd", "adam"), default="sgd",
-        help="of the strengths: adam makes steps that do not depend on the scale of the gradients")
+    add("--cost", choices=COSTS,
+        help="weigh each connection in the sparse loss by what it costs: parameters, multiply-adds of an image of "
+             "--crop_size, or latency, in milliseconds of such an image, which is measured once")
+    add("--budget", type=amount, metavar="X", help="with --cost: lead the search to a decoder whose connections cost "
+                                                   "this; 0.3M and 1.2G are numbers too")
+    add("--strength_optimizer", choices=("sgd", "adam"),
+        help="of the strengths: adam makes steps that do not depend on the scale of the gradients (default: sgd, adam "
+             "with --budget)")
     add("--strength_lr_mult", type=float,
         help="times --lr times --last_layer_lr_mult, the learning rate of the strengths (default: "
              f"{RELEASED_ITERATIONS} / the iterations that they learn in; {ADAM_ITERATIONS} / them with adam)")
@@ -119,6 +127,16 @@ def add_training_options(parser: argparse.ArgumentParser) -> argparse._ArgumentG
     return group
 
 
+def amount(text: str) -> float:
+    """A word of the command line -> a number: "300000", "300k", "0.3M", "1.2G"."""
+    number, factor = (text[:-1], SUFFIXES[text[-1]]) if text[-1:] in SUFFIXES else (text, 1)
+    try:
+        return float(number) * factor
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; give for example 300000, 300k, 0.3M or "
+                                         f"1.2G") from None
+
+
 def check_args(args: argparse.Namespace, num_processes: int) -> None:
     """Raises InputError for options that contradict each other or are out of range."""
     check_numbers(args, ("max_epoch", "batch_size", "log_interval", "eval_interval", "n_class", "depth"), at_least=1)
@@ -135,6 +153,15 @@ def check_args(args: argparse.Namespace, num_processes: int) -> None:
         raise InputError(f"--bn_momentum is {args.bn_momentum}; give a number above 0, at most 1")
     if not 1 <= args.beta_end <= 1e6:
         raise InputError(f"--beta_end is {args.beta_end}; the annealing starts at 1, so give 1 to a million")
+    if args.budget is not None and args.cost is None:
+        raise InputError("--budget is in the unit of --cost; give that too: parameters, macs or latency")
+    if args.cost and not args.search:
+        raise InputError("--cost weighs the connections of a search; leave it out, or search")
+    if args.cost and args.sparse_loss != "sparse":
+        raise InputError(f"--cost weighs the sparse loss of the paper, and --sparse_loss is {args.sparse_loss}; leave "
+                         f"out one or the other")
+    if args.budget is not None and not (args.budget > 0 and args.sparse > 0):
+        raise InputError(f"--budget is {args.budget:g} and --sparse {args.sparse:g}; both have to be above 0")
     if args.batch_size < num_processes:
         raise InputError(f"--batch_size is {args.batch_size}, divided among {num_processes} processes; give at least "
                          f"one image for each")
