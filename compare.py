@@ -8,6 +8,7 @@ import torch
 
 from models import SparseMask, connectivity
 from models.backbones import make_backbone
+from models.components import is_own
 from models.costs import connection_costs
 from models.inference import for_inference
 from models.random_connectivity import random_connectivities
@@ -128,25 +129,25 @@ class Comparison:
 
     def draw_random(self, paths: Sequence[Path], masks: Sequence[np.ndarray]) -> None:
         """Writes random masks whose parameters and multiply-adds are near the mean of those of `masks`."""
-        network = SparseMask(connectivity.full(len(masks[0])), **self.network_parts({}))
+        network = self.network(connectivity.full(len(masks[0])), {})
         costs = [connection_costs(network, kind, self.args.size) for kind in ("parameters", "macs")]
         targets = [float(np.mean([(cost * mask).sum() for mask in masks])) for cost in costs]
         drawn = random_connectivities(len(paths), costs, targets, TOLERANCE, np.random.default_rng(0))
         for path, mask in zip(paths, drawn, strict=True):
+            if path.exists():  # of a comparison that has become larger
+                continue
             with write_atomically(path) as temporary:
                 temporary.write_text(connectivity.describe(mask) + "\n", encoding="utf-8")
 
-    def network_parts(self, settings: Mapping) -> dict:
-        """The arguments of a network of these settings, or else of the shared ones."""
-        settings = {**self.settings, **settings}
-        parts = {kind: settings[option] for kind, (option, _) in PART_OPTIONS.items() if kind != "strengths"}
-        return {**parts, "depth": settings["depth"], "num_classes": settings["n_class"]}
+    def network(self, mask: np.ndarray, parts: Mapping) -> SparseMask:
+        """A network with random weights. parts: names by kind, beside the shared ones; none is imported for them."""
+        own = {kind: name for kind, name in parts.items() if not is_own(name)}
+        shared = {kind: name for kind, name in self.parts.items() if kind != "strengths"}
+        return SparseMask(mask, depth=self.settings["depth"], num_classes=self.settings["n_class"], **{**shared, **own})
 
     def build(self, row: Mapping) -> SparseMask:
-        """The network of a row, with random weights."""
-        entry = next((e for e in self.plan.entries if e.name == row["entry"]), None)
-        own = self.plan.run_settings(self.plan.training_options(entry)) if entry else {}
-        return SparseMask(comparison_rows.mask_of(row), **self.network_parts(own))
+        """The network of a row."""
+        return self.network(comparison_rows.mask_of(row), row["parts"])
 
     def measure_times(self) -> None:
         """Times one network of each entry in this process, one after the other, and stores the seconds."""

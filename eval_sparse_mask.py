@@ -1,13 +1,16 @@
 """Evaluate a trained network: IoU of each class, mIoU and pixel accuracy on a list of images."""
 import argparse
+import functools
 import json
 import shlex
 from pathlib import Path
 
+from torch.utils.data import DataLoader
+
 from models import SparseMask
 from models.connectivity import describe
 from utils.ablation import ablation_table, check_removable, connection_name, draw_worth, without_each
-from utils.augmentation import add_augmentation_options, augmentation_of
+from utils.augmentation import Augmentation, add_augmentation_options, augmentation_of
 from utils.checkpoint import read_checkpoint
 from utils.cli import run_command
 from utils.data_options import label_map_of, naming_of, warn_of_repeats
@@ -114,31 +117,13 @@ def evaluate_checkpoint(args: argparse.Namespace, group: ProcessGroup) -> None:
     if group.is_main:
         warn_of_repeats(args.eval_list, dataset, "each counts once")
     loader = make_eval_loader(dataset, args.n_worker, device.type == "cuda", group.share)
-    batch_size = args.batch_size or (GPU_BATCH if device.type == "cuda" else 1)
+    scored = functools.partial(score, args, loader, precision, augmentation, group)
 
-    def score(network: SparseMask, what: str) -> list[Scores]:
-        """The scores of all pixels, and of those near a boundary if they are asked for."""
-        what += "" if group.size == 1 else f", 1 of {group.size} shares"
-        with (explain_loader_death(),
-              explain_out_of_memory("give a smaller --batch_size, --type bfloat16, or --gpu -1 for the CPU"),
-              progress_bar(total=len(loader), unit="image", disable=not group.is_main, desc=what) as bar):
-            try:
-                confusion = evaluate(network, loader, precision, lambda _, image, *__: bar.update(len(image)),
-                                     batch_size, args.compile, augmentation.wrap, group, args.boundary or 0)
-            except InputError as error:
-                if "num_classes" not in (error.about or ""):
-                    raise
-                start = f"train_sparse_mask.py --ft_model {shlex.quote(args.pretrained_model)} --n_class N"
-                raise InputError(f"{error}. The number of classes is the checkpoint's; to have another, train from it: "
-                                 f"{start}", "label_map") from None
-        whole = confusion if args.boundary else confusion[None]
-        return [scores(part) for part in whole]
-
-    result = score(network, "evaluate")
+    result = scored(network, "evaluate")
     result[0].require_pixels()
     facts = {"checkpoint": checkpoint.path, "iteration": checkpoint.content.get("iter"), "images": len(dataset),
-             "connectivity": describe(network.connectivity), "type": args.type, "device": describe_device(device),
-             "scales": list(augmentation.scales), "flip": augmentation.flip,
+             "connectivity": describe(network.connectivity), "parts": network.parts, "type": args.type,
+             "device": describe_device(device), "scales": list(augmentation.scales), "flip": augmentation.flip,
              **as_json(result, names, args.boundary)}
     if group.is_main:
         if augmentation.description:
@@ -150,7 +135,7 @@ def evaluate_checkpoint(args: argparse.Namespace, group: ProcessGroup) -> None:
     if args.without_each:
         facts["without_each"] = [
             {"stage": stage, "source": source, "side": side, "name": connection_name(stage, source, side),
-             **as_json(score(changed, f"without {connection_name(stage, source, side)}"), None, args.boundary)}
+             **as_json(scored(changed, f"without {connection_name(stage, source, side)}"), None, args.boundary)}
             for (stage, source, side), changed in without_each(network)]
         if group.is_main:
             print(ablation_table(facts["without_each"], facts))
@@ -159,6 +144,26 @@ def evaluate_checkpoint(args: argparse.Namespace, group: ProcessGroup) -> None:
             temporary.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         if args.without_each:
             draw_worth(network, facts, Path(args.json).with_suffix(""))
+
+
+def score(args: argparse.Namespace, loader: DataLoader, precision: Precision, augmentation: Augmentation,
+          group: ProcessGroup, network: SparseMask, what: str) -> list[Scores]:
+    """The scores of all pixels, and of those near a boundary if they are asked for. what: beside the bar."""
+    batch_size = args.batch_size or (GPU_BATCH if precision.device.type == "cuda" else 1)
+    what += "" if group.size == 1 else f", 1 of {group.size} shares"
+    with (explain_loader_death(),
+          explain_out_of_memory("give a smaller --batch_size, --type bfloat16, or --gpu -1 for the CPU"),
+          progress_bar(total=len(loader), unit="image", disable=not group.is_main, desc=what) as bar):
+        try:
+            confusion = evaluate(network, loader, precision, lambda _, image, *__: bar.update(len(image)), batch_size,
+                                 args.compile, augmentation.wrap, group, args.boundary or 0)
+        except InputError as error:
+            if "num_classes" not in (error.about or ""):
+                raise
+            start = f"train_sparse_mask.py --ft_model {shlex.quote(args.pretrained_model)} --n_class N"
+            raise InputError(f"{error}. The number of classes is the checkpoint's; to have another, train from it: "
+                             f"{start}", "label_map") from None
+    return [scores(part) for part in (confusion if args.boundary else confusion[None])]
 
 
 if __name__ == "__main__":

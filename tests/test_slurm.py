@@ -1,6 +1,7 @@
 """Slurm: the batch file of docs/distributed.md, with a stand-in for its commands, and one visible GPU a process."""
 import os
 import re
+import signal
 import subprocess
 
 import pytest
@@ -40,6 +41,24 @@ def test_the_batch_file_of_the_documentation_requeues_and_resumes(tmp_path):
                                           "scontrol requeue 17"]
     assert job[1].stdout.splitlines() == [f"{rank} --resume SparseMaskVOC/17/run" for rank in ranks]
     assert [each.returncode for each in job] == [130, 0] and not any(each.stderr for each in job)
+
+
+def test_the_job_array_of_the_documentation_runs_its_line_and_forwards_the_signal(tmp_path):
+    batch = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "distributed.md").read_text(), re.DOTALL)[1]
+    lines = ["# later", "echo first; exit 3",
+             "bash -c 'trap \"sleep 1; echo saved; exit 130\" USR1; echo ready; while :; do sleep 0.1; done' && echo"]
+    (tmp_path / "jobs.txt").write_text("\n".join(lines))
+
+    def start(task):
+        return subprocess.Popen(["bash", "-c", batch], cwd=tmp_path, env={**os.environ, "SLURM_ARRAY_TASK_ID": task},
+                                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    with start("1") as job:
+        assert job.communicate(timeout=60) == ("first\n", "") and job.returncode == 3
+    with start("2") as job:
+        assert job.stdout.readline() == "ready\n"
+        job.send_signal(signal.SIGUSR1)
+        assert job.communicate(timeout=60) == ("saved\n", "") and job.returncode == 130
 
 
 @pytest.mark.parametrize("visible, local_rank, index", [(4, 3, 3), (1, 3, 0), (1, 0, 0), (4, None, 0)])
