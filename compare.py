@@ -1,6 +1,6 @@
 """Compare connectivities: search, train and evaluate all entries with all seeds in the same way, and tabulate them."""
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +9,11 @@ import torch
 from models import SparseMask, connectivity
 from models.backbones import make_backbone
 from models.components import is_own
-from models.costs import connection_costs
 from models.inference import for_inference
-from models.random_connectivity import random_connectivities
 from utils import comparison_rows
 from utils.cli import run_command
-from utils.comparison import FORMS, Job, Plan, parse_entries
+from utils.comparison import FORMS, Entry, Job, Plan, parse_entries, parse_entry
+from utils.comparison_masks import masks_without, random_masks
 from utils.comparison_table import ABLATION, ablation_table, remarks, summarize, to_markdown
 from utils.errors import InputError, first_line
 from utils.files import write_atomically
@@ -28,7 +27,6 @@ from utils.stopping import STOPPED
 from utils.train_options import add_training_options
 
 TABLE = "table.md"
-TOLERANCE = 0.1  # of a random network's cost
 # The paper's table 1 (section 4.3), MobileNetV2 on VOC val: its entries, and their mIoU in percent.
 PAPER = {"search": 73.18, "fcn": 63.80, "unet": 64.72, "maskconnect3": 70.34, "sparseacn": 72.23, "deeplabv3": 72.51,
          "full": 72.72}
@@ -55,6 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--eval_options", metavar="TEXT", default="", help="further options of the evaluations: \"--flip\"")
     add("--boundary", type=int, metavar="PIXELS", default=5,
         help="also evaluate the pixels this near to a boundary of the labels; 0: do not")
+    add("--retrain", action="store_true", help="with without:ENTRY: also train the network of the first seed anew "
+                                               "without each of its connections")
     add("--size", type=int, nargs=2, default=[512, 512], metavar=("H", "W"),
         help="of the image that multiply-adds and time are measured with")
     add("--preset", choices=PRESETS, help="paper: entries, seed, second training and evaluation of the paper's table "
@@ -87,7 +87,8 @@ class Comparison:
         self.parts = {kind: settings[option] for kind, (option, _) in PART_OPTIONS.items()}
         boundary = f"--boundary {args.boundary} " if args.boundary else ""
         self.plan = Plan(parse_entries(args.entries), args.seeds, self.out, settings, args.search_options,
-                         args.finetune_options, f"{boundary}{args.eval_options}".strip(), self.find_random)
+                         args.finetune_options, f"{boundary}{args.eval_options}".strip(), self.find_random,
+                         self.find_without)
         self.plan.check()
         described = comparison_rows.describe_settings(settings)
         described |= {name: getattr(args, name) for name in ("search_options", "finetune_options", "eval_options",
@@ -101,43 +102,34 @@ class Comparison:
         self.content = comparison_rows.collect(self.content, jobs, self.parts)
         if len(self.content["rows"]) != before:
             comparison_rows.save(self.out, self.content)
-            if any(entry.kind == "random" for entry in self.plan.entries):
-                jobs = self.plan.jobs()  # the search may be done now
+            jobs = self.plan.jobs()  # what is done may make others possible
         done = {(row["entry"], row["seed"]) for row in self.content["rows"]}
         return jobs, [job for job in jobs if (job.entry, job.seed) in done]
 
     def find_random(self, number: int) -> list[Path] | None:
         """The files of the random masks, which are drawn when the networks are known whose cost they have to have."""
-        folder = self.out / "random"
-        paths = [folder / f"mask_{i}.txt" for i in range(number)]
-        if not all(path.exists() for path in paths):
-            target = self.masks_of_search()
-            if target is None:
-                return None
-            self.draw_random(paths, target)
-        return paths
+        masks = self.masks_of_search()
+        if masks is None:
+            return None
+        return random_masks(self.out / "random", number, masks, self.network(connectivity.full(len(masks[0])), {}),
+                            self.args.size)
 
     def masks_of_search(self) -> list[np.ndarray] | None:
         """What the search found, with each seed; None while it has not. Without a search: the published one."""
-        searches = [entry for entry in self.plan.entries if entry.text == "search"]
-        if not searches:
+        if not any(entry.text == "search" for entry in self.plan.entries):
             return [connectivity.published(len(make_backbone(self.settings["backbone_name"]).channels))]
         rows = {row["seed"]: row for row in self.content["rows"] if row["entry"] == "search"}
         if not set(self.args.seeds) <= rows.keys():
             return None
         return [comparison_rows.mask_of(rows[seed]) for seed in self.args.seeds]
 
-    def draw_random(self, paths: Sequence[Path], masks: Sequence[np.ndarray]) -> None:
-        """Writes random masks whose parameters and multiply-adds are near the mean of those of `masks`."""
-        network = self.network(connectivity.full(len(masks[0])), {})
-        costs = [connection_costs(network, kind, self.args.size) for kind in ("parameters", "macs")]
-        targets = [float(np.mean([(cost * mask).sum() for mask in masks])) for cost in costs]
-        drawn = random_connectivities(len(paths), costs, targets, TOLERANCE, np.random.default_rng(0))
-        for path, mask in zip(paths, drawn, strict=True):
-            if path.exists():  # of a comparison that has become larger
-                continue
-            with write_atomically(path) as temporary:
-                temporary.write_text(connectivity.describe(mask) + "\n", encoding="utf-8")
+    def find_without(self, entry: Entry) -> dict[str, Path]:
+        """The files of an entry's masks without each of its connections, if those are to be trained anew."""
+        place = parse_entry(entry.other).name, self.args.seeds[0]
+        row = next((row for row in self.content["rows"] if (row["entry"], row["seed"]) == place), None)
+        if not self.args.retrain or row is None:
+            return {}
+        return masks_without(self.out / entry.name, comparison_rows.mask_of(row))
 
     def network(self, mask: np.ndarray, parts: Mapping) -> SparseMask:
         """A network with random weights. parts: names by kind, beside the shared ones; none is imported for them."""
@@ -183,9 +175,11 @@ class Comparison:
             notes.append(f"The time is the median of 20 such images on {self.content['timed_on']}.")
         parts = [text, " ".join(notes), *remarks(self.content)]
         for row in rows:
-            if row["entry"].startswith(ABLATION):
+            if "without_each" in row:
+                anew = {other["entry"].removeprefix(f"{row['entry']} "): other["m_iou"] for other in rows
+                        if other["entry"].startswith(f"{row['entry']} ") and other["seed"] == row["seed"]}
                 parts.append(f"{row['entry'].removeprefix(ABLATION)}, seed {row['seed']}, without one connection:\n\n"
-                             f"{ablation_table(row)}")
+                             f"{ablation_table(row, anew)}")
         text = "\n\n".join(parts)
         with write_atomically(self.out / TABLE) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")

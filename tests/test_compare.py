@@ -16,7 +16,8 @@ from models.costs import connection_costs
 from models.pruning import prune
 from utils import comparison_rows
 from utils.comparison import Plan, parse_entries, parse_entry
-from utils.comparison_table import decoder_parameters, percent, remarks, summarize, to_markdown
+from utils.comparison_masks import masks_without
+from utils.comparison_table import ablation_table, decoder_parameters, percent, remarks, summarize, to_markdown
 from utils.job_runner import JobRunner
 from utils.train_options import build_parser
 
@@ -141,6 +142,26 @@ def test_what_is_said_below_the_table():
     assert "the best 30.00 %, the worst 20.00 %" in random
 
 
+def test_the_masks_without_each_connection(tmp_path):
+    files = masks_without(tmp_path, connectivity.unet())
+    assert len(files) == 17 and (tmp_path / "retrained_8_8_0.txt").exists()
+    without = connectivity.load(files["D[0] <- E[0]"])  # D[0] has no other input, so it goes
+    assert not without[0].any() and not without[1, 1, 1] and without[1, 1, 0] and without[8].sum() == 2
+    cut = connectivity.load(files["D[5] <- D[4]"])  # nothing reads what is deeper
+    assert not cut[:5].any() and cut[5].sum() == 1
+    assert masks_without(tmp_path, connectivity.fcn()) == {}
+
+
+def test_what_is_trained_anew_has_a_column():
+    each = [{"name": "D[8] <- G", "m_iou": 0.3}, {"name": "D[8] <- E[0]", "m_iou": 0.1}]
+    lines = ablation_table({"m_iou": 0.4, "without_each": each}, {"D[8] <- G": 0.45}).splitlines()
+    assert lines[0] == "| without | mIoU | change | trained anew | change |"
+    assert lines[2:] == ["| D[8] <- E[0] | 10.00 % | -30.00 | not trained |  |",
+                         "| D[8] <- G | 30.00 % | -10.00 | 45.00 % | +5.00 |"]
+    lines = ablation_table({"m_iou": 0.4, "without_each": each}, {}).splitlines()
+    assert lines[2] == "| D[8] <- E[0] | 10.00 % | -30.00 |"
+
+
 # ---- whole comparisons
 
 @pytest.fixture
@@ -178,6 +199,9 @@ def test_a_comparison_from_its_start_to_its_table(options, tmp_path):
         assert all(abs((cost * mask).sum() / target - 1) <= 0.1 for mask in drawn)
     for mask in drawn:
         assert (prune([mask[l, :l + 1].astype(float) for l in range(9)]) == mask).all()
+
+    outcome = call("compare.py", *options, "--retrain")  # "fcn" has one connection: without it there is no network
+    assert outcome.code == 0 and len(json.loads((out / "comparison.json").read_text())["rows"]) == 8, outcome.text
 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
     (out / "fcn" / "seed1" / "result.json").unlink()  # its row is known: it does not run again

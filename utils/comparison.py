@@ -108,14 +108,17 @@ class Plan:
     settings: the options that all runs share, by name, as train_sparse_mask.py has them. search, finetune: further
     options, as text, of all searches, and of a second training from the first one's weights (None: there is none).
     evaluation: the options of the evaluation beside the data's, as text. find_random(number) -> the files of the random
-    masks, or None while the networks are not found whose cost they have to have.
+    masks, or None while the networks are not found whose cost they have to have. find_without(entry) -> {name of a
+    connection: file of the mask without it}, of those that are trained anew; empty while its network is not known.
     """
 
     def __init__(self, entries: Sequence[Entry], seeds: Sequence[int], out: Path, settings: Mapping, search: str = "",
                  finetune: str | None = None, evaluation: str = "",
-                 find_random: Callable[[int], Sequence[Path] | None] = lambda number: None):
+                 find_random: Callable[[int], Sequence[Path] | None] = lambda number: None,
+                 find_without: Callable[[Entry], Mapping[str, Path]] = lambda entry: {}):
         self.entries, self.seeds, self.out, self.settings = entries, seeds, out, settings
         self.search, self.finetune, self.evaluation, self.find_random = search, finetune, evaluation, find_random
+        self.find_without = find_without
 
     def check(self) -> None:
         """Raises InputError for options of a run that it would refuse, before the first one begins."""
@@ -160,6 +163,9 @@ class Plan:
                 folder = self.out / entry.name / f"seed{seed}"
                 if entry.kind == "without":
                     jobs.append(self.without(entry, seed, folder))
+                    if seed == self.seeds[0]:
+                        jobs += [self.job(f"{entry.name} {name}", seed, path.with_suffix(""), str(path))
+                                 for name, path in self.find_without(entry).items()]
                 elif entry.kind == "search":
                     jobs.append(self.job(entry.name, seed, folder, *self.search_commands(entry, seed, folder)))
                 else:

@@ -87,9 +87,18 @@ def remarks(content: Mapping) -> list[str]:
     return lines
 
 
-def ablation_table(row: Mapping) -> str:
-    """What each connection of one network is worth, as Markdown, the most valuable first."""
-    lines = ["| without | mIoU | change |", "|---|---|---|"]
+def ablation_table(row: Mapping, anew: Mapping[str, float]) -> str:
+    """What each connection of one network is worth, as Markdown, the most valuable first.
+
+    anew: mIoU by the connection's name of networks that were trained without it; they get a column if there are any.
+    """
+    columns = ["without", "mIoU", "change", *(["trained anew", "change"] if anew else [])]
+    lines = [columns, ["---"] * len(columns)]
     for each in sorted(row["without_each"], key=lambda each: each["m_iou"]):
-        lines.append(f"| {each['name']} | {100 * each['m_iou']:.2f} % | {100 * (each['m_iou'] - row['m_iou']):+.2f} |")
-    return "\n".join(lines)
+        values = [each["m_iou"], *([anew.get(each["name"])] if anew else [])]
+        line = [each["name"]]
+        for value in values:
+            line += ["not trained", ""] if value is None else [f"{100 * value:.2f} %",
+                                                               f"{100 * (value - row['m_iou']):+.2f}"]
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
