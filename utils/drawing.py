@@ -149,7 +149,7 @@ def draw_connections(axes: Axes, connectivity: np.ndarray, colours: Sequence,
             axes.plot(*points[-1], marker="<" if side else ">", color=colours[j], markersize=4, zorder=5)
             if worth:
                 x, where = (points[-1][0] + 0.12, "left") if side else (points[-1][0] - 0.12, "right")
-                axes.text(x, stop, f"{100 * value:.1f}", ha=where, va="center", fontsize=5.5, color=INK, zorder=6,
+                axes.text(x, stop, f"{100 * value:.1f}", ha=where, va="center", fontsize=6.5, color=INK, zorder=6,
                           bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.4})
 
 
