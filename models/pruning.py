@@ -49,14 +49,18 @@ def prune_to_strongest(ranks: Sequence[np.ndarray], count: int) -> np.ndarray:
 def prune_to_cost(ranks: Sequence[np.ndarray], costs: Sequence[np.ndarray], target: float) -> np.ndarray:
     """Ranks of strengths -> connectivity of the strongest connections that cost together about the target.
 
-    costs: of the connections, arrays (l+1, 2). They are taken in the order of their ranks until what pruning leaves of
-    them costs the target less COST_MARGIN. One that would cost more than the target and COST_MARGIN is left out: a
-    single large connection can be a fifth of a decoder.
+    costs: of the connections, arrays (l+1, 2). The strongest connection of all stages that are used is taken next: of
+    the finest at first, and of another once a connection that reads it is taken. It ends when what `prune` leaves costs
+    the target less COST_MARGIN. What would cost more than the target and COST_MARGIN is left out: a single large
+    connection can be a fifth of a decoder.
     """
-    chosen = [np.zeros(r.shape) for r in ranks]
-    places = [(l, *place) for l, r in enumerate(ranks) for place in np.ndindex(r.shape)]
-    kept = empty(len(ranks))
-    for l, source, side in sorted(places, key=lambda place: -ranks[place[0]][place[1:]]):
+    chosen, kept = [np.zeros(r.shape) for r in ranks], empty(len(ranks))
+    waiting = [(int(rank), l, *place) for l, r in enumerate(ranks) for place, rank in np.ndenumerate(r)]
+    used = {len(ranks) - 1}
+    while candidates := [each for each in waiting if each[1] in used]:
+        strongest = max(candidates)
+        waiting.remove(strongest)
+        _, l, source, side = strongest
         chosen[l][source, side] = 1
         tried = prune(chosen, 0.5)
         cost = sum(float(c[tried[m, :m + 1]].sum()) for m, c in enumerate(costs))
@@ -64,6 +68,8 @@ def prune_to_cost(ranks: Sequence[np.ndarray], costs: Sequence[np.ndarray], targ
             chosen[l][source, side] = 0
             continue
         kept = tried
+        if side == 1 and source > 0:  # decoder-side source j is stage j - 1
+            used.add(source - 1)
         if cost >= target * (1 - COST_MARGIN):
             break
     return kept

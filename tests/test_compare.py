@@ -92,6 +92,14 @@ def test_the_commands_of_other_entries(tmp_path):
                        f"--without_each"]
 
 
+def test_a_budget_is_an_option_of_the_searches_alone(tmp_path):
+    made = Plan(parse_entries(["search", "fcn"]), [0], tmp_path, settings(cost="parameters", budget=1e5))
+    made.check()
+    search, train = (job.commands for job in made.jobs())
+    assert "--cost parameters --budget 100000.0" in search[0] and "mask_budget.npy" in search[2]
+    assert "--cost" not in search[2] and "--cost" not in train[0]
+
+
 @pytest.mark.parametrize("option, text, words", [
     ("--search_options", "--bogus 3", "none of a training"), ("--search_options", "--max_epoch 0", "--max_epoch is 0"),
     ("--search_options", "'", "cannot be read"), ("--finetune_options", "--lr -1", "--lr is -1")])

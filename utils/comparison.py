@@ -25,7 +25,7 @@ SEARCHES = {  # entries that search: the options of their search, beside the com
 }
 COUNTED = {"random": 5, "maskconnect": 3}  # entries that take a number, as in random:5, and its default
 NETWORKS = {"deeplabv3": "--fusion aspp"}  # named connectivities whose network has a part of its own
-FORMS = ("search, search:OPTIONS, l1, maskconnect:K, random:K, deeplabv3, without:ENTRY, a mask file, or one of "
+FORMS = ("search, search:OPTIONS, l1, maskconnect:K, random:K, without:ENTRY, a mask file, or one of "
          f"{', '.join(connectivity.NAMED)}")
 
 
@@ -143,7 +143,8 @@ class Plan:
             raise InputError(f"the options {options!r} are none of a training: {message}")
 
         parser.error = refuse
-        return {**vars(parser.parse_args(words, argparse.Namespace(**self.settings))), **more}
+        settings = {**vars(parser.parse_args(words, argparse.Namespace(**self.settings))), **more}
+        return settings if settings["search"] else {**settings, "cost": None, "budget": None}  # what only a search has
 
     def training_options(self, entry: Entry) -> str:
         """The options, as text, of an entry's training: those of its network."""
@@ -180,7 +181,7 @@ class Plan:
     def search_commands(self, entry: Entry, seed: int, folder: Path) -> tuple[str, list]:
         """The mask that an entry's search will have written, and the commands that do."""
         run = folder / "search"
-        has_budget = self.run_settings(f"{self.search} {entry.options}")["budget"] is not None
+        has_budget = self.run_settings(f"{self.search} {entry.options}", search=True)["budget"] is not None
         rule, name = ((f"--strongest {entry.number}", f"mask_strongest_{entry.number}") if entry.number else
                       ("", "mask_budget" if has_budget else f"mask_thres_{DEFAULT_THRESHOLD:g}"))
         search = self.run(f"{self.search} {entry.options}", folder, "search", seed, search=True)
