@@ -51,7 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="further options of the searches, as in --search_options=\"--max_epoch 10\"")
     add("--finetune_options", metavar="TEXT",
         help="train each network a second time, from its own weights, with these further options")
-    add("--eval_options", metavar="TEXT", default="", help="further options of the evaluations, as in --eval_options=--flip")
+    add("--eval_options", metavar="TEXT", default="",
+        help="further options of the evaluations, as in --eval_options=--flip")
     add("--boundary", type=int, metavar="PIXELS", default=5,
         help="also evaluate the pixels this near to a boundary of the labels; 0: do not")
     add("--retrain", action="store_true", help="with without:ENTRY: also train the network of the first seed anew "

@@ -40,12 +40,12 @@ class RunningJob:
                                         stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True,
                                         env={**os.environ, "OMP_NUM_THREADS": str(self.threads)})
 
-    def poll(self) -> int | None:
-        """None while it runs, else the exit code; a command that ended well is followed by the next one."""
+    def poll(self, go_on: bool) -> int | None:
+        """None while it runs, else the exit code. A command that ended well is followed by the next one, if go_on."""
         code = self.process.poll()
         if code == 0:
             self.done += 1
-            if self.done < len(self.job.commands):
+            if go_on and self.done < len(self.job.commands):
                 self.start()
                 return None
         if code is not None:
@@ -88,7 +88,8 @@ class JobRunner:
                 self.advance(bar)
                 while self.running:
                     time.sleep(WAIT)
-                    ended = [(running, code) for running in self.running if (code := running.poll()) is not None]
+                    ended = [(running, code) for running in self.running
+                             if (code := running.poll(not self.asked)) is not None]
                     for running, code in ended:
                         self.running.remove(running)
                         if code and not self.asked:
