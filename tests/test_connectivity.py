@@ -94,7 +94,7 @@ def test_check_names_what_is_wrong():
 
 def test_the_named_ones_are_networks():
     counts = {name: int(conn.check(make()).sum()) for name, make in conn.NAMED.items()}
-    assert counts == {"published": 15, "fcn": 1, "unet": 17, "full": 90}
+    assert counts == {"published": 15, "fcn": 1, "unet": 17, "full": 90, "sparseacn": 50, "deeplabv3": 2}
     assert [int(make(4).sum()) for make in (conn.fcn, conn.unet, conn.full)] == [1, 7, 20]
     with pytest.raises(InputError, match="9 stages"):
         conn.published(5)
