@@ -43,8 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("comparison").add_argument
     add("--entries", nargs="+", metavar="ENTRY", default=["search", "published", "unet", "fcn", "random:5"],
         help=f"what is compared: {FORMS}")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each entry runs once with each; a random connectivity "
-                                                                "runs with one of them")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each entry runs once with each; random "
+                                                                "connectivity number K runs with seed K")
     add("--out", required=True, metavar="DIR", help="folder of the runs, of table.md and comparison.json. What is "
                                                     "there already is not run again")
     add("--search_options", metavar="TEXT", default="",

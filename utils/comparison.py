@@ -156,8 +156,7 @@ class Plan:
         for entry in self.entries:
             if entry.kind == "random":
                 masks = self.find_random(entry.number) or []
-                jobs += [self.job(f"{entry.name} {number}", self.seeds[number % len(self.seeds)],
-                                  self.out / entry.name / str(number), str(mask))
+                jobs += [self.job(f"{entry.name} {number}", number, self.out / entry.name / str(number), str(mask))
                          for number, mask in enumerate(masks)]
                 continue
             for seed in self.seeds:
