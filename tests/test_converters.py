@@ -13,6 +13,7 @@ import scipy.io
 import scipy.sparse
 from PIL import Image
 
+from deadly_tasks import always_die, die_beside, die_of_two
 from helpers import call
 from utils import parallel
 from utils.errors import InputError, InputWarning
@@ -148,34 +149,11 @@ def test_mat_failures_are_named_and_the_others_converted(sbd):
     assert len(list((sbd / "dataset/cls_png").iterdir())) == 3
 
 
-def die_of_two(number):
-    """A task that ends its process, if its number is 2: as a crash in a library would."""
-    if number == 2:
-        os._exit(139)
-    return number
-
-
-def die_beside(folder, number):
-    """A task that ends its process, if its number is 0, while task 1 is under way; the others leave two files."""
-    begun = folder / f"{number} {os.getpid()}"
-    if number == 0:
-        while not list(folder.glob("1 *")):
-            time.sleep(0.01)
-        os._exit(139)
-    begun.touch()
-    time.sleep(0.5 if number == 1 else 0)
-    begun.with_suffix(".done").touch()
-
-
 def test_when_a_process_dies_the_others_finish_their_task(tmp_path):
     results, failures = run_parallel(die_beside, {str(n): (tmp_path, n) for n in range(20)}, "", 2)
     assert len(results) == 19 and [name for name, _ in failures] == ["0"]
     done = list(tmp_path.glob("*.done"))
     assert len(list(tmp_path.iterdir())) == 2 * len(done) >= 2 * 19
-
-
-def always_die():
-    os._exit(139)
 
 
 def test_when_every_process_dies_it_ends_with_one_sentence(monkeypatch):

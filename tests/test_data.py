@@ -161,6 +161,23 @@ def test_sixteen_bit_images_keep_their_high_byte_and_others_are_refused(tmp_path
         read_image(tmp_path / "float.tif")
 
 
+@pytest.fixture
+def load():
+    """load(dataset, workers): all its batches. The processes end with the test: pytest keeps the error and what it
+    refers to, and PyTorch takes 10 s to free a loader in a cycle of references, whose queues end before it can use them.
+    """
+    made = []
+
+    def load(dataset, workers):
+        made.append(make_loader(dataset, workers))
+        return list(batches(made[-1]))
+
+    yield load
+    for loader in made:
+        if loader._iterator is not None:
+            loader._iterator._shutdown_workers()
+
+
 @pytest.mark.parametrize("damage, words", [
     (lambda f: (f / "gt" / "im_0.png").write_bytes(b"no image"), ["im_0.png", "cannot be read"]),
     (lambda f: (f / "img" / "im_0.png").write_bytes((f / "img" / "im_0.png").read_bytes()[:200]), ["im_0.png", "read"]),
@@ -173,19 +190,19 @@ def test_sixteen_bit_images_keep_their_high_byte_and_others_are_refused(tmp_path
     (lambda f: Image.new("L", (9, 9)).save(f / "gt" / "im_0.png"), ["im_0.png", "50x40", "9x9"]),
 ])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_file_is_one_sentence_that_names_it(folder, damage, words, workers):
+def test_a_bad_file_is_one_sentence_that_names_it(folder, damage, words, workers, load):
     damage(folder)
     with pytest.raises(InputError) as error:
-        list(batches(make_loader(dataset(folder), workers)))
+        load(dataset(folder), workers)
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_keeps_its_parameter_on_the_way_from_a_loader_process(folder, workers):
+def test_an_error_keeps_its_parameter_on_the_way_from_a_loader_process(folder, workers, load):
     with pytest.raises(InputError, match="number of classes") as error:
-        list(batches(make_loader(dataset(folder, num_classes=2), workers)))
+        load(dataset(folder, num_classes=2), workers)
     assert error.value.about == ("num_classes", "label_map")
 
 
@@ -217,9 +234,9 @@ class Trouble(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("kind", ["killed", "full"])
-def test_a_loader_process_that_dies_is_one_sentence(kind):
+def test_a_loader_process_that_dies_is_one_sentence(kind, load):
     with pytest.raises(InputError, match="fewer loader") as error, explain_loader_death():  # as the commands do
-        list(batches(make_loader(Trouble(kind), 1)))
+        load(Trouble(kind), 1)
     assert error.value.about == "num_workers" and "\n" not in str(error.value)
 
 
@@ -244,6 +261,6 @@ def test_a_loader_process_that_is_gone_while_its_batch_is_fetched(error):
         list(batches(Failing(EOFError("Caught EOFError in DataLoader worker process 0.\nTraceback\nEOFError"))))
 
 
-def test_a_bug_in_a_loader_process_keeps_its_traceback():
+def test_a_bug_in_a_loader_process_keeps_its_traceback(load):
     with pytest.raises(RuntimeError, match="a bug"):
-        list(batches(make_loader(Trouble("bug"), 1)))
+        load(Trouble("bug"), 1)
