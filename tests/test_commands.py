@@ -21,6 +21,7 @@ from utils.strengths_file import read_strengths
 
 SCRIPTS = ("train_sparse_mask.py", "prune.py", "eval_sparse_mask.py", "predict.py", "draw.py", "measure.py",
            "export.py")
+WHOLE = True  # see conftest.py
 
 
 def succeed(script, *arguments):
