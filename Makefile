@@ -17,7 +17,7 @@ gpu: $(VENV)/installed
 	$(RUN) -m benchmarks.gpu
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
 torture: $(VENV)/installed-dev
 	$(RUN) tests/torture.py

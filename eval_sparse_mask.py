@@ -11,12 +11,13 @@ from models import SparseMask
 from models.connectivity import describe
 from utils.ablation import ablation_table, check_removable, connection_name, draw_worth, without_each
 from utils.augmentation import Augmentation, add_augmentation_options, augmentation_of
-from utils.checkpoint import read_checkpoint
 from utils.cli import run_command
 from utils.data_options import label_map_of, naming_of, warn_of_repeats
 from utils.distributed import ProcessGroup, process_group
 from utils.engine import evaluate
+from utils.engine_options import add_engine_option, read_trained
 from utils.errors import InputError
+from utils.exported import ExportedFile
 from utils.files import require_writable, write_atomically
 from utils.hardware import describe_device, warn_of_slow_type
 from utils.metrics import Scores, as_json, scores, table
@@ -33,7 +34,6 @@ from utils.options import (
     check_numbers,
     class_names_of,
     padding_of,
-    require_options,
 )
 from utils.progress import progress_bar
 from utils.runtime import Precision, explain_out_of_memory, select_device
@@ -49,7 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The released command line, and what is new."""
     parser = argparse.ArgumentParser(prog="eval_sparse_mask.py", description=__doc__, formatter_class=HelpFormatter)
     group = parser.add_argument_group("model")
-    group.add_argument("--pretrained_model", required=True, help="a checkpoint of a training, or the folder of its run")
+    group.add_argument("--pretrained_model", required=True,
+                       help="a checkpoint of a training, the folder of its run, or an ONNX file of export.py")
     group.add_argument("--mask_path", help="the connectivity; the checkpoint contains it, so this only checks it")
     add_mask_encoder_option(group)
     add_model_options(group, from_checkpoint=True)
@@ -72,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--compile", action="store_true",
                        help="torch.compile the network first: tens of seconds, up to three times, that pay on long "
                             "lists")
+    add_engine_option(group)
     add_device_options(group)
     add_timeout_option(group)
     return parser
@@ -98,10 +100,11 @@ def evaluate_checkpoint(args: argparse.Namespace, group: ProcessGroup) -> None:
     """The evaluation, shared among the processes of the group; the main one prints."""
     check_args(args)
     augmentation = augmentation_of(args.scales, args.flip)
-    checkpoint = require_options(read_checkpoint(args.pretrained_model).require("train"), args)
+    checkpoint = read_trained(args.pretrained_model, args)
     checkpoint.require_mask(args.mask_path, args.mask_encoder)
     names = class_names_of(args.class_names, checkpoint.num_classes, checkpoint.class_names)
-    device = select_device(args.gpu, print if group.is_main else lambda _: None, group.local_rank)
+    gpu = -1 if isinstance(checkpoint, ExportedFile) else args.gpu
+    device = select_device(gpu, print if group.is_main else lambda _: None, group.local_rank)
     if group.is_main:
         warn_of_slow_type(args.type, device)
     precision = Precision(args.type, device)

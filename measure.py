@@ -2,6 +2,7 @@
 import argparse
 import multiprocessing
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,8 +14,10 @@ from models.transfer import load_for_encoder
 from utils.checkpoint import read_checkpoint
 from utils.cli import run_command
 from utils.errors import InputError
+from utils.exported import ExportedFile
 from utils.hardware import describe_device, warn_of_slow_type
 from utils.measuring import multiply_adds, timed
+from utils.onnx_costs import onnx_costs
 from utils.options import (
     HelpFormatter,
     add_class_options,
@@ -39,7 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="measure.py", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("source", nargs="?", help="a mask (.npy, .txt, or one of "
-                                       f"{', '.join(connectivity.NAMED)}), or a checkpoint of either kind; without it, "
+                                       f"{', '.join(connectivity.NAMED)}), a checkpoint of either kind, or an ONNX "
+                                                  "file of export.py; without it, "
                                                   "the taps of --backbone_name are listed")
     parser.add_argument("--size", type=int, nargs=2, default=[512, 512], metavar=("H", "W"), help="pixels")
     parser.add_argument("--batch_size", type=int, default=1, help="images")
@@ -82,6 +86,26 @@ def describe_taps(name: str) -> str:
     lines += [f"E[{i}]  stride {stride:>2}  {channels:>4} channels"
               for i, (stride, channels) in enumerate(zip(backbone.strides, backbone.channels, strict=True))]
     return "\n".join(lines)
+
+
+def measure_file(args: argparse.Namespace) -> None:
+    """Prints what a network in an ONNX file costs in onnxruntime."""
+    file = require_options(ExportedFile(args.source), args)
+    if args.type != "float32" or args.compile:
+        raise InputError(f"{args.source} runs in onnxruntime, in the types that it was exported with; leave --type and "
+                         f"--compile out")
+    parameters, work = onnx_costs(args.source, args.size)
+    image = torch.randn(args.batch_size, 3, *args.size)
+    seconds = timed(lambda: file.network(image), args.runs)
+    rows = (("network", f"{connectivity.summary(file.connectivity)}; {file.num_classes} classes"),
+            ("parameters", f"{parameters:,} of convolutions"), ("multiply-adds", f"{work / 1e9:.2f} G an image"),
+            ("file", f"{Path(args.source).stat().st_size / 2 ** 20:.1f} MiB"),
+            ("time", f"{1000 * seconds:.1f} ms a batch"), ("throughput", f"{args.batch_size / seconds:.1f} images/s"))
+    for name, value in rows:
+        print(f"{name:<14} {value}")
+    print(f"measured with images of {'x'.join(map(str, args.size))}, batch {args.batch_size}: image to "
+          f"{file.network.output}, median of {args.runs} runs, on {describe_device(torch.device('cpu'))}, onnxruntime "
+          f"{file.network.version}")
 
 
 def make_call(args: argparse.Namespace, network: nn.Module, device: torch.device) -> Callable[[], None]:
@@ -132,6 +156,9 @@ def main(args: argparse.Namespace) -> None:
     check_args(args)
     if args.source is None:
         print(describe_taps(args.backbone_name))
+        return
+    if Path(args.source).suffix == ".onnx":
+        measure_file(args)
         return
     network = build_network(args, print)
     total = sum(p.numel() for p in network.parameters())

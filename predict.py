@@ -8,10 +8,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.augmentation import add_augmentation_options, augmentation_of
-from utils.checkpoint import Checkpoint, read_checkpoint
+from utils.checkpoint import Checkpoint
 from utils.cli import run_command
 from utils.data_options import naming_of
+from utils.engine_options import add_engine_option, read_trained
 from utils.errors import InputError
+from utils.exported import ExportedFile
 from utils.fonts import warn_of_illegible
 from utils.hardware import warn_of_slow_type
 from utils.options import (
@@ -21,7 +23,6 @@ from utils.options import (
     add_model_options,
     class_names_of,
     padding_of,
-    require_options,
 )
 from utils.parallel import count_cores
 from utils.pictures import LEGEND_SIZE, overlay, palette_image
@@ -49,7 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
                                                              f"and NAME{OVERLAY}.png")
     parser.add_argument("--no_overlay", action="store_true", help="write NAME.png alone")
     group = parser.add_argument_group("model")
-    group.add_argument("--checkpoint", required=True, help="a checkpoint of a training, or the folder of its run")
+    group.add_argument("--checkpoint", required=True,
+                       help="a checkpoint of a training, the folder of its run, or an ONNX file of export.py")
     group.add_argument("--class_names", metavar="FILE", help="names of the classes, one a line")
     add_model_options(group, from_checkpoint=True)
     group = parser.add_argument_group("data")
@@ -64,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--compile", action="store_true",
                        help="torch.compile the network first: tens of seconds for the first image size, and again "
                             "for all others")
+    add_engine_option(group)
     add_device_options(group)
     return parser
 
@@ -107,19 +110,20 @@ def main(args: argparse.Namespace) -> int:
         raise InputError("--compile is for single passes, and --tile N for images in tiles; give one of them")
     endings = ("",) if args.no_overlay else ("", OVERLAY)
     out = Path(args.out)
-    checkpoint = require_options(read_checkpoint(args.checkpoint).require("train"), args)
+    checkpoint = read_trained(args.checkpoint, args)
+    exported = isinstance(checkpoint, ExportedFile)
     pairs = given_images(args, checkpoint, endings)
     check_targets(pairs, out, endings)
     names = class_names_of(args.class_names, checkpoint.num_classes, checkpoint.class_names)
     if not args.no_overlay:
         warn_of_illegible(names, LEGEND_SIZE)
     size = padding_of(args.crop_size, checkpoint)
-    device = select_device(args.gpu)
+    device = select_device(-1 if exported else args.gpu)
     warn_of_slow_type(args.type, device)
     precision = Precision(args.type, device)
     with explain_out_of_memory("give another --gpu, or -1 for the CPU", InputError):
         network = precision.place(checkpoint.build())
-    predict = Predictor(network, precision, augmentation, args.tile, args.compile)
+    predict = Predictor(network, precision, augmentation, 0 if exported else args.tile, args.compile)
     dataset = ImageFiles([file for file, _ in pairs], EvalTransform(size))
     loader = make_loader(dataset, min(args.n_worker, len(pairs)), pin_memory=device.type == "cuda")
     failed = 0

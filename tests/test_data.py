@@ -164,7 +164,7 @@ def test_sixteen_bit_images_keep_their_high_byte_and_others_are_refused(tmp_path
 @pytest.fixture
 def load():
     """load(dataset, workers): all its batches. The processes end with the test: pytest keeps the error and what it
-    refers to, and PyTorch takes 10 s to free a loader in a cycle of references, whose queues end before it can use them.
+    refers to, and PyTorch takes 10 s to free a loader in a cycle of references, since its queues end first.
     """
     made = []
 

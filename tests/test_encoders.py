@@ -85,7 +85,7 @@ def step(network, losses):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name != "densenet121"])  # which takes 17 s
 def test_every_step_of_the_method(name, tmp_path):
     """Search, prune, train, evaluate, fold, export."""
     supernet = FullyDenseNetwork(name, depth=4, num_classes=3)

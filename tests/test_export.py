@@ -10,6 +10,7 @@ from helpers import ROOT, random_batch, randomize
 from models import SparseMask, connectivity
 from utils.errors import InputError
 from utils.exporting import ONNX_FROM, Deployed, export_onnx, export_torch, metadata, require_equal
+from VOC12.labels import colour_map
 
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 
@@ -37,7 +38,8 @@ def test_onnx(network, output, tmp_path):
     onnxruntime, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     path = tmp_path / "n.onnx"
-    export_onnx(Deployed(network, output), path, metadata(network, list("abcde"), output))
+    module = Deployed(network, output)
+    export_onnx(module, path, metadata(module, list("abcde"), {}))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for size, n in (((57, 140), 1), ((96, 64), 2)):
         image, _ = random_batch(size, n)
@@ -50,6 +52,9 @@ def test_onnx(network, output, tmp_path):
     notes = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert json.loads(notes["class_names"]) == list("abcde") and json.loads(notes["mean"]) == [0.485, 0.456, 0.406]
     assert (connectivity.parse(notes["connectivity"]) == connectivity.published()).all()
+    assert json.loads(notes["palette"]) == colour_map()[:5].tolist()
+    kinds = {node.op_type for node in onnx.load(path).graph.node}
+    assert {"Conv", "Add", "Resize"} <= kinds and kinds.isdisjoint({"BatchNormalization", "Gemm", "MatMul"})
 
 
 def test_a_pytorch_too_old_for_onnx_is_said(network, tmp_path, monkeypatch):
@@ -64,7 +69,8 @@ def test_a_pytorch_too_old_for_onnx_is_said(network, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_torch_export(network, tmp_path):
     path = tmp_path / "n.pt2"
-    export_torch(Deployed(network, "resized"), path, metadata(network, list("abcde"), "resized"))
+    module = Deployed(network, "resized")
+    export_torch(module, path, metadata(module, list("abcde"), {}))
     notes = {"class_names.txt": ""}
     program = torch.export.load(path, extra_files=notes).module()
     image, _ = random_batch((57, 140), 3)

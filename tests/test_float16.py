@@ -8,7 +8,7 @@ from utils.optimizer import make_optimizer
 from utils.run import NotFinite, Schedule, TrainingState
 from utils.runtime import START_SCALE, Precision
 
-EPOCHS = 6  # of 3 steps; from random weights the scaler skips 8 of a training and 11 of a search
+EPOCHS = 5  # of 3 steps; from random weights the scaler skips 8 of a training and 11 of a search
 FLOAT16 = ["--type", "float16", "--max_epoch", EPOCHS, "--eval_interval", EPOCHS, "--keep_all"]
 KINDS = {"train": ["--mask_path", "fcn"], "search": ["--search"]}
 

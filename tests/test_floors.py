@@ -11,7 +11,7 @@ FILES = [path.relative_to(ROOT).as_posix() for folder in (".", *FOLDERS, "demo",
          for path in sorted((ROOT / folder).glob("*.py"))]
 # These are about options.
 COMMAND_LINE = ("utils/augmentation.py", "utils/cli.py", "utils/comparison.py", "utils/data_options.py",
-                "utils/options.py", "utils/run_source.py", "utils/train_options.py")
+                "utils/engine_options.py", "utils/options.py", "utils/run_source.py", "utils/train_options.py")
 FLAG = re.compile(r"(?<![\w-])--[a-z_]+")
 
 

@@ -34,7 +34,7 @@ KINDS = {"search": ["--search"], "train": ["--mask_path", "published"]}
 def command(kind, data, out):
     """The command line of a new run."""
     return ["train_sparse_mask.py", *KINDS[kind], *TINY, *folders(data), "--max_epoch", EPOCHS, "--save_interval",
-            SAVE_INTERVAL, "--n_worker", 1, "--exp_path", out]
+            SAVE_INTERVAL, "--eval_interval", 2, "--n_worker", 1, "--exp_path", out]
 
 
 def start(arguments, screen):

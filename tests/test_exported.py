@@ -1,0 +1,220 @@
+"""The forms of an exported file (fixed size, RGB input, float16, int8), and such files in eval, predict and measure."""
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from helpers import TINY, call, folders, only_run, random_batch, randomize
+from models import SparseMask, connectivity
+from utils.exported import ExportedNetwork
+from utils.exporting import ONNX_FROM, Deployed, export_onnx, metadata
+from utils.quantizing import share_changed
+
+onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.skipif(tuple(map(int, torch.__version__.split(".")[:2])) < ONNX_FROM,
+                                reason="this PyTorch cannot translate it")
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    """The folder of a training, and an ONNX file of its network."""
+    out = tmp_path_factory.mktemp("runs")
+    assert call("train_sparse_mask.py", "--mask_path", "published", *TINY, *folders(data), "--max_epoch", 2,
+                "--eval_interval", 2, "--class_names", data / "names.txt", "--exp_path", out).code == 0
+    folder = only_run(out)
+    assert export(folder, folder.parent / "any.onnx").code == 0
+    return folder
+
+
+def export(folder, path, *options):
+    return call("export.py", "--checkpoint", folder, "--out", path, *options)
+
+
+def evaluate(source, data, *options):
+    return call("eval_sparse_mask.py", "--pretrained_model", source, *folders(data, train=False), "--gpu", -1,
+                "--n_worker", 0, *options)
+
+
+def scores(outcome):
+    assert outcome.code == 0, outcome.text
+    return re.findall(r"^(\S.*?) +([\d.]+|absent)$", outcome.text, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return randomize(SparseMask(connectivity.published(), depth=8, num_classes=5)).eval()
+
+
+@pytest.mark.slow
+def test_a_fixed_size_with_rgb_input_runs_in_opencv_too(network, tmp_path):
+    module = Deployed(network, "logits", normalizes=True, size=(64, 96)).eval()
+    path = tmp_path / "n.onnx"
+    export_onnx(module, path, metadata(module, list("abcde"), {}), opset=18)
+    assert onnx.load(path).opset_import[0].version == 18
+    rgb = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in network.normalization)
+    with torch.no_grad():
+        expected = network(((torch.from_numpy(rgb).permute(2, 0, 1) / 255 - mean) / std)[None]).numpy()
+    image = rgb.transpose(2, 0, 1)[None].astype(np.float32)
+    got = onnxruntime.InferenceSession(path).run(None, {"image": image})[0]
+    np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())
+    cv2 = pytest.importorskip("cv2")
+    net = cv2.dnn.readNetFromONNX(str(path))
+    net.setInput(cv2.dnn.blobFromImage(rgb, swapRB=False))
+    np.testing.assert_allclose(net.forward(), expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.slow
+def test_float16(network, tmp_path):
+    modules = [Deployed(network, "logits", size=(64, 96), float16=half).eval() for half in (False, True)]
+    for module, name in zip(modules, ("whole", "half"), strict=True):
+        export_onnx(module, tmp_path / f"{name}.onnx", metadata(module, list("abcde"), {}), modules[0])
+    sizes = [(tmp_path / f"{name}.onnx").stat().st_size for name in ("whole", "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+    image, _ = random_batch((64, 96), 1)
+    whole, half = (ExportedNetwork(tmp_path / f"{name}.onnx")(image) for name in ("whole", "half"))
+    assert whole.dtype == half.dtype == torch.float32
+    assert 0 < (whole - half).abs().max() < 0.02 * whole.abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [None, ["--normalized"], ["--output", "classes"], ["--output", "resized"]])
+def test_an_exported_file_has_the_scores_of_its_checkpoint(run, data, tmp_path, options):
+    path = run.parent / "any.onnx"
+    if options:  # for one size, which is translated faster
+        path = tmp_path / "n.onnx"
+        assert export(run, path, "--size", 80, 96, *options).code == 0
+    crop = ["--crop_size", 80, 96] if options else []  # to the file's size images are padded without being told
+    assert scores(evaluate(path, data, "--boundary", 2)) == scores(evaluate(run, data, "--boundary", 2, *crop))
+
+
+def test_an_exported_file_predicts_what_its_checkpoint_does(run, data, tmp_path):
+    for source, name in ((run, "a"), (run.parent / "any.onnx", "b")):
+        outcome = call("predict.py", data / "img", "--checkpoint", source, "--out", tmp_path / name, "--gpu", -1,
+                       "--n_worker", 0, "--scales", 1, 1.25, "--flip")
+        assert outcome.code == 0, outcome.text
+    pictures = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert len(pictures) == 14 and pictures == sorted(path.name for path in (tmp_path / "b").iterdir())
+    for name in pictures:
+        a, b = (np.asarray(Image.open(tmp_path / folder / name)) for folder in "ab")
+        assert (a == b).mean() > 0.999
+
+
+def test_measuring_a_file(run):
+    printed = [call("measure.py", source, "--size", 64, 64, "--runs", 2, "--gpu", -1).text
+               for source in (run, run.parent / "any.onnx")]
+    work = [re.search(r"multiply-adds +(\S+ \w)", text)[1] for text in printed]
+    assert work[0] == work[1] and "onnxruntime" in printed[1] and "15 connections" in printed[1]
+
+
+def test_an_engine_of_a_checkpoint(run, data, monkeypatch):
+    expected = scores(evaluate(run, data))
+    path = run / "checkpoint_6.onnx"
+    assert scores(evaluate(run, data, "--engine", "onnx")) == expected
+    before = path.stat().st_mtime_ns
+    assert scores(evaluate(run, data, "--engine", "onnx")) == expected and path.stat().st_mtime_ns == before
+    (run / "checkpoint_6.pth.tar").touch()  # as if it had been trained anew
+    monkeypatch.setattr("utils.engine_options.export_onnx", lambda *_: exported_again.append(1))
+    exported_again = []
+    assert scores(evaluate(run, data, "--engine", "onnx")) == expected and exported_again
+    path.write_bytes((run.parent / "any.onnx").read_bytes())
+    outcome = evaluate(run, data, "--engine", "onnx")
+    assert outcome.code == 2 and "did not put it there" in outcome.text
+    path.unlink()
+
+
+@pytest.fixture(scope="module")
+def calibration(data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("lists") / "calibration.txt"
+    path.write_text("".join(f"n{i}\n" for i in range(7)))
+    return ["--calibration_list", path, "--im_path", data / "img"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--size", 80, 96, "--normalized", "--output", "classes"]])
+def test_int8(run, data, calibration, tmp_path, options):
+    path = tmp_path / "int8.onnx"
+    labels = ["--eval_list", data / "val.txt", "--gt_path", data / "gt"]
+    outcome = export(run, path, "--int8", *calibration, *labels, *options)
+    assert outcome.code == 0, outcome.text
+    assert "in float32; tried too: " in outcome.text and "the last convolution" in outcome.text
+    assert re.search(r"val.txt: [\d.]+ % in float32, [\d.]+ % in int8", outcome.text)
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
+    assert kinds.count("QuantizeLinear") > 20 and path.stat().st_size < 0.6 * (run.parent / "any.onnx").stat().st_size
+    if not options:
+        image, _ = random_batch((80, 90), 2)
+        found, expected = ExportedNetwork(path)(image), ExportedNetwork(run.parent / "any.onnx")(image)
+        assert 0 < (found - expected).abs().mean() < 0.2 * expected.abs().mean()
+        assert share_changed([expected.argmax(1)], [found.argmax(1)]) < 0.2
+    assert scores(evaluate(path, data))
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--int8"], "give --calibration_list and --im_path"), (["--opset", 9], "the opset is 9; give 18 to"),
+    (["--size", 20, 90], "--size is 20; give 32"), (["--size", 90, 32], "33 pixels or more"),
+    (["--int8", "--float16"], "--calibration_list"),
+    (["--gt_path", "x"], "both --eval_list and --gt_path"), (["--im_path", "x"], "--im_path is for --int8")])
+def test_options_of_export_that_cannot_be(run, tmp_path, options, words):
+    outcome = export(run, tmp_path / "n.onnx", *options)
+    assert outcome.code == 2 and words in outcome.text, outcome.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_int8_needs_several_images_and_onnx(run, calibration, tmp_path):
+    (tmp_path / "one.txt").write_text("n0\n")
+    outcome = export(run, tmp_path / "n.onnx", "--int8", *calibration[2:], "--calibration_list", tmp_path / "one.txt")
+    assert outcome.code == 2 and "has 1 image; give 4 or more" in outcome.text, outcome.text
+    outcome = export(run, tmp_path / "n.pt2", "--int8", *calibration)
+    assert outcome.code == 2 and "--int8 is for ONNX" in outcome.text, outcome.text
+    outcome = export(run, tmp_path / "n.onnx", "--int8", "--float16", *calibration)
+    assert outcome.code == 2 and "exclude each other" in outcome.text, outcome.text
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--type", "bfloat16"], "computes in the type"), (["--compile"], "--compile is for a network in PyTorch"),
+    (["--without_each"], "--without_each is for a network in PyTorch"), (["--engine", "torch"], "is an ONNX file"),
+    (["--backbone_name", "resnet18"], "contains the whole network"),
+    (["--mask_path", "fcn"], "is not the connectivity"),
+    (["--n_class", 7], "has classes 3, but 7")])
+def test_what_an_exported_file_cannot_do(run, data, options, words):
+    outcome = evaluate(run.parent / "any.onnx", data, *options)
+    assert outcome.code == 2 and words in outcome.text, outcome.text
+
+
+def test_files_that_export_did_not_write(run, data, tmp_path):
+    path = tmp_path / "n.onnx"
+    model = onnx.load(run.parent / "any.onnx")
+
+    def refused(words):
+        outcome = evaluate(path, data)
+        assert outcome.code == 2 and words in outcome.text, outcome.text
+
+    refused("does not exist")
+    path.write_bytes(b"no model")
+    refused("cannot be read as ONNX")
+    notes = {entry.key: entry.value for entry in model.metadata_props}
+    for changes, words in (({"software": "another"}, "written by another"), ({"mean": "[1, 2]"}, "its mean and std"),
+                           ({"mean": "[1, 2, NaN]"}, "its mean and std"), ({"class_names": "[]"}, "its class_names"),
+                           ({"connectivity": "D[8] <- E[99]"}, "no file of export.py"), ({"std": "{"}, "no file of")):
+        onnx.helper.set_model_props(model, {**notes, **changes})
+        onnx.save(model, path)
+        refused(words)
+    del model.metadata_props[:]
+    onnx.save(model, path)
+    refused("have no 'software'")
+    (tmp_path / "n.pt2").write_bytes(b"")
+    outcome = evaluate(tmp_path / "n.pt2", data)
+    assert outcome.code == 2 and "can run code that is in it" in outcome.text
+
+
+def test_another_size_than_the_files_is_one_sentence(run, data, tmp_path):
+    path = tmp_path / "n.onnx"
+    assert export(run, path, "--size", 64, 64).code == 0
+    outcome = evaluate(path, data)
+    assert outcome.code == 2 and "takes 1 image of 64x64 pixels at a time, and got 1 of 76x70" in outcome.text
+    outcome = evaluate(run.parent / "any.onnx", data, "--crop_size", 1, "--scales", 0.2)
+    assert outcome.code in (0, 2) and "Traceback" not in outcome.text

@@ -1,0 +1,61 @@
+"""--engine, and files of export.py, in the commands that run a trained network."""
+import argparse
+from pathlib import Path
+
+from utils.checkpoint import Checkpoint
+from utils.errors import InputError
+from utils.exported import ExportedFile, read_network
+from utils.exporting import STORED, Deployed, export_onnx, metadata
+from utils.options import class_names_of, require_options
+
+ENGINES = "torch", "onnx"
+
+
+def add_engine_option(parser: argparse._ActionsContainer) -> None:
+    """--engine."""
+    parser.add_argument("--engine", choices=ENGINES,
+                        help="onnx: run a checkpoint by onnxruntime on the CPU, from a file that is exported beside it "
+                             "once (default: torch; an ONNX file always runs so)")
+
+
+def read_trained(path: str, args: argparse.Namespace) -> Checkpoint:
+    """The trained network of a checkpoint, a run folder or an ONNX file, for the engine that the options choose.
+
+    Raises InputError for options that contradict it.
+    """
+    checkpoint = require_options(read_network(path).require("train"), args)
+    if args.engine == "torch" and isinstance(checkpoint, ExportedFile):
+        raise InputError(f"{path} is an ONNX file, which onnxruntime runs; give the checkpoint, or leave --engine out")
+    if args.engine == "onnx" and not isinstance(checkpoint, ExportedFile):
+        checkpoint = exported_beside(checkpoint)
+    if isinstance(checkpoint, ExportedFile):
+        for name in ("compile", "without_each", "tile"):
+            if getattr(args, name, None):
+                raise InputError(f"--{name} is for a network in PyTorch, and onnxruntime runs {checkpoint.path}; leave "
+                                 f"it out, or give the checkpoint")
+        if args.type != "float32":
+            raise InputError(f"--type is {args.type}, but {checkpoint.path} computes in the type that it was exported "
+                             f"with; leave it out, or export another file")
+    return checkpoint
+
+
+def exported_beside(checkpoint: Checkpoint) -> ExportedFile:
+    """The ONNX file of a checkpoint, beside it: exported now, unless it is there and of the same checkpoint."""
+    source = Path(checkpoint.path)
+    path = source.with_name(f"{source.name.removesuffix('.tar').removesuffix('.pth')}.onnx")
+    stamp = f"{source.name}, {source.stat().st_size} bytes, {source.stat().st_mtime_ns}"
+    if path.exists():
+        try:
+            file = ExportedFile(str(path))
+            if file.network.notes["checkpoint"] == stamp:
+                return file
+        except InputError:  # another program's, or damaged
+            file = None
+        if file is None or not file.network.notes["checkpoint"]:
+            raise InputError(f"{path} stands where the exported network would be, and this program did not put it "
+                             f"there; move it")
+    module = Deployed(checkpoint.build().float(), "logits").eval()
+    names = class_names_of(None, checkpoint.num_classes, checkpoint.class_names)
+    notes = metadata(module, names, {name: checkpoint.settings.get(name) for name in STORED})
+    export_onnx(module, path, {**notes, "checkpoint": stamp})
+    return ExportedFile(str(path))
