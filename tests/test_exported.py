@@ -1,12 +1,14 @@
 """The forms of an exported file (fixed size, RGB input, float16, int8), and such files in eval, predict and measure."""
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from helpers import TINY, call, folders, only_run, random_batch, randomize
+from helpers import ROOT, TINY, call, folders, only_run, random_batch, randomize
 from models import SparseMask, connectivity
 from utils.exported import ExportedNetwork
 from utils.exporting import ONNX_FROM, Deployed, export_onnx, metadata
@@ -218,3 +220,17 @@ def test_another_size_than_the_files_is_one_sentence(run, data, tmp_path):
     assert outcome.code == 2 and "takes 1 image of 64x64 pixels at a time, and got 1 of 76x70" in outcome.text
     outcome = evaluate(run.parent / "any.onnx", data, "--crop_size", 1, "--scales", 0.2)
     assert outcome.code in (0, 2) and "Traceback" not in outcome.text
+
+
+@pytest.mark.slow
+def test_the_example_without_pytorch(run, data, tmp_path):
+    assert export(run, tmp_path / "n.onnx", "--size", 70, 76, "--normalized", "--output", "classes").code == 0
+    example = (ROOT / "docs" / "run_onnx.py").read_text()
+    assert "import torch" not in example
+    command = [sys.executable, ROOT / "docs" / "run_onnx.py", tmp_path / "n.onnx", data / "img" / "n5.jpg"]
+    printed = subprocess.run([*command, tmp_path / "label.png"], check=True, text=True, capture_output=True).stdout
+    assert "%" in printed and any(name in printed for name in ("ground", "green square", "blue square"))
+    assert call("predict.py", data / "img" / "n5.jpg", "--checkpoint", run, "--out", tmp_path, "--gpu", -1,
+                "--crop_size", 70, 76).code == 0
+    label, expected = (np.asarray(Image.open(tmp_path / name)) for name in ("label.png", "n5.png"))
+    assert label.shape == expected.shape and (label == expected).mean() > 0.999
