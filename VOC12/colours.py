@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.colour_map import colour_map
 from utils.errors import InputError
-from VOC12.labels import CLASS_NAMES, VOID, colour_map
+from VOC12.labels import CLASS_NAMES, VOID
 from VOC12.lists import read_lines
 
 VOID_NAMES = ("void", "ignore")  # in lower or upper case

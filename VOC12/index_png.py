@@ -4,10 +4,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from utils.colour_map import colour_map
 from utils.errors import InputError
 from VOC12.image_io import LABEL_FORMATS, TIFF_BITS, open_image, sixteen_bit_channels, write_png
 from VOC12.label_map import MAX_VALUE, LabelMap
-from VOC12.labels import VOID, colour_map
+from VOC12.labels import VOID
 
 MADE_BY = "made by"  # key of a text in the PNG
 

@@ -1,7 +1,5 @@
-"""The 21 classes of PASCAL VOC 2012, their colours, and the void label."""
+"""The 21 classes of PASCAL VOC 2012, and the void label."""
 from pathlib import Path
-
-import numpy as np
 
 from utils.errors import InputError
 from VOC12.lists import read_lines
@@ -11,18 +9,6 @@ VOID = 255  # the label of pixels that count neither in the loss nor in the scor
 CLASS_NAMES = ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
                "dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train",
                "tv/monitor")
-
-
-def colour_map() -> np.ndarray:
-    """PASCAL VOC's colour of each label: uint8 (256, 3). Label 255, void, is (224, 224, 192).
-
-    Bits 0, 1 and 2 of the label become the highest bits of red, green and blue, bits 3 to 5 the next ones, and so on.
-    """
-    labels = np.arange(256)
-    colours = np.zeros((256, 3), dtype=np.uint8)
-    for bit in range(8):
-        colours[:, bit % 3] |= (((labels >> bit) & 1) << (7 - bit // 3)).astype(np.uint8)
-    return colours
 
 
 def load_class_names(path: str | Path, num_classes: int) -> list[str]:

@@ -12,10 +12,10 @@ import pytest
 
 from helpers import ROOT, TINY, folders, only_run
 from utils.cli import DetachableStream, explain, parse, warnings_as_lines
+from utils.colour_map import colour_map
 from utils.errors import InputError, InputWarning
 from utils.resume import describe_changes, merge_settings
 from VOC12.index_png import write_label_png
-from VOC12.labels import colour_map
 
 
 @pytest.fixture

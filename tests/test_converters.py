@@ -16,12 +16,13 @@ from PIL import Image
 from deadly_tasks import always_die, die_beside, die_of_two
 from helpers import call
 from utils import parallel
+from utils.colour_map import colour_map
 from utils.errors import InputError, InputWarning
 from utils.parallel import run_parallel
 from VOC12 import convert_labels, convert_mat_to_png
 from VOC12.colours import voc_colours
 from VOC12.index_png import write_label_png
-from VOC12.labels import CLASS_NAMES, VOID, colour_map
+from VOC12.labels import CLASS_NAMES, VOID
 
 INDICES = (*range(len(CLASS_NAMES)), VOID)
 SCRIPTS = Path(__file__).resolve().parents[1] / "VOC12"

@@ -12,8 +12,9 @@ from demo.draw_demo import draw_dataset, image_name, split_lists
 from demo.objects import OBJECTS
 from demo.scenes import MEADOW, MENU, ROAD, STUBBLE, WATER, draw_scene, void_border
 from utils.cli import run_command
+from utils.colour_map import colour_map
 from utils.errors import InputError
-from VOC12.labels import CLASS_NAMES, VOID, colour_map
+from VOC12.labels import CLASS_NAMES, VOID
 
 PAIRS = (("boat", WATER, "car", ROAD), ("sheep", MEADOW, "cow", STUBBLE))
 SMALL = {"n_train": 8, "n_val": 4, "size": 48, "workers": 1}

@@ -8,9 +8,9 @@ import torch
 
 from helpers import ROOT, random_batch, randomize
 from models import SparseMask, connectivity
+from utils.colour_map import colour_map
 from utils.errors import InputError
 from utils.exporting import ONNX_FROM, Deployed, export_onnx, export_torch, metadata, require_equal
-from VOC12.labels import colour_map
 
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 

@@ -1,10 +1,11 @@
-"""The floors: utils' errors, files, parallel, progress < models < VOC12 < the rest of utils < the scripts and so on."""
+"""The floors: the ground of utils < models < VOC12 < the rest of utils < the scripts and so on."""
 import ast
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-GROUND = ("utils/errors.py", "utils/files.py", "utils/parallel.py", "utils/progress.py", "utils/__init__.py")
+GROUND = ("utils/colour_map.py", "utils/errors.py", "utils/files.py", "utils/parallel.py", "utils/progress.py",
+          "utils/__init__.py")
 FOLDERS = {"models": 1, "VOC12": 2, "utils": 3}
 SCRIPTS = 4
 FILES = [path.relative_to(ROOT).as_posix() for folder in (".", *FOLDERS, "demo", "benchmarks")

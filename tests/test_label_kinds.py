@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 
 from helpers import call
+from utils.colour_map import colour_map
 from utils.errors import InputError
 from VOC12.colours import labels_of_colours, read_colours
-from VOC12.labels import colour_map, load_class_names
+from VOC12.labels import load_class_names
 
 SCRIPT = "VOC12/convert_labels.py"
 OWN = np.array([[10, 10, 10], [200, 30, 30], [30, 30, 200]], np.uint8)

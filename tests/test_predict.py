@@ -11,11 +11,12 @@ from helpers import call
 from models import SparseMask, connectivity
 from models.inference import TestTimeAugmentation
 from models.losses import resize_logits
+from utils.colour_map import colour_map
 from utils.errors import InputError, InputWarning
 from utils.pictures import overlay, palette, palette_image, side_by_side
 from VOC12.image_files import ImageFiles, find_images
 from VOC12.image_io import read_image
-from VOC12.labels import VOID, colour_map
+from VOC12.labels import VOID
 from VOC12.transforms import EvalTransform
 
 

@@ -14,11 +14,11 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from utils.colour_map import colour_map
 from utils.errors import InputError
 from VOC12 import download as download_module
 from VOC12 import join, prepare, unpack
 from VOC12.download import fetch
-from VOC12.labels import colour_map
 from VOC12.lists import read_list
 
 SCRIPT = Path(__file__).resolve().parents[1] / "VOC12/prepare.py"

@@ -12,9 +12,9 @@ from torch import nn
 
 from models.connectivity import describe
 from models.inference import folded
+from utils.colour_map import colour_map
 from utils.errors import InputError, first_line
 from utils.files import write_atomically
-from VOC12.labels import colour_map
 
 OUTPUTS = ("logits", "resized", "classes")
 EXAMPLE = (2, 97, 161)  # batch, height, width that the network is traced with

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.colour_map import colour_map
 from utils.fonts import legible
-from VOC12.labels import CLASS_NAMES, VOID, colour_map
+from VOC12.labels import CLASS_NAMES, VOID
 
 OPACITY = 0.6  # of the classes over the image
 ROWS = 256  # of an image that are mixed at once
