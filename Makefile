@@ -30,7 +30,7 @@ $(VENV)/installed: requirements.txt | $(RUN)
 	touch $@
 
 # It installs requirements.txt too, so `make demo` after `make test` has nothing to install.
-$(VENV)/installed-dev: requirements-dev.txt requirements-export.txt requirements.txt | $(RUN)
+$(VENV)/installed-dev: requirements-dev.txt requirements-export.txt requirements-hub.txt requirements.txt | $(RUN)
 	$(RUN) -m pip install -r $<
 	touch $(VENV)/installed $@
 

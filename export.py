@@ -1,4 +1,4 @@
-"""Export a trained network for other runtimes: ONNX (.onnx), or torch.export (.pt2). Any batch and image size."""
+"""Export a trained network: ONNX (.onnx), torch.export (.pt2), or a folder as on the Hugging Face Hub."""
 import argparse
 import tempfile
 from pathlib import Path
@@ -30,14 +30,17 @@ from VOC12.image_files import ImageFiles, listed_images
 from VOC12.loading import explain_loader_death, make_eval_loader, make_loader
 from VOC12.transforms import EvalTransform
 
-SUFFIXES = ".onnx", ".pt2"
+SUFFIXES = ".onnx", ".pt2", ""
+FORMS = "normalized", "size", "float16", "opset", "int8"  # of a file
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="export.py", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="a checkpoint of a training, or the folder of its run")
-    parser.add_argument("--out", required=True, help="the file; its suffix chooses: .onnx, or .pt2 for torch.export")
+    parser.add_argument("--out", required=True, 
+                        help="the file; its suffix chooses: .onnx, .pt2 for torch.export, none for a folder with "
+                             "config.json and model.safetensors")
     parser.add_argument("--output", choices=OUTPUTS, default="logits",
                         help="logits at the finest tap's size, logits resized to it, or the classes: their argmax")
     parser.add_argument("--class_names", metavar="FILE", help="names of the classes, one a line, for the metadata")
@@ -67,7 +70,12 @@ def check_args(args: argparse.Namespace) -> None:
     """Raises InputError for options that do not go together."""
     suffix = Path(args.out).suffix
     if suffix not in SUFFIXES:
-        raise InputError(f"--out is {args.out}; give a name that ends in {' or '.join(SUFFIXES)}")
+        raise InputError(f"--out is {args.out}; give a name that ends in .onnx or .pt2, or one without a suffix for a "
+                         f"folder")
+    forms = [name for name in FORMS if getattr(args, name)] + ["output"] * (args.output != OUTPUTS[0])
+    if not suffix and forms:
+        raise InputError(f"--{forms[0]} is for .onnx and .pt2, and --out is {args.out}, a folder with the weights; "
+                         f"leave it out, or give a name that ends in .onnx")
     if suffix != ".onnx" and (args.int8 or args.opset is not None):
         raise InputError(f"--{'int8' if args.int8 else 'opset'} is for ONNX, and --out is {args.out}; give a name that "
                          f"ends in .onnx")
@@ -123,9 +131,15 @@ def main(args: argparse.Namespace) -> None:
     checkpoint = require_options(read_checkpoint(args.checkpoint).require("train"), args)
     names = class_names_of(args.class_names, checkpoint.num_classes, checkpoint.class_names)
     network = checkpoint.build().float()
+    settings = {name: checkpoint.settings.get(name) for name in STORED}
+    if not path.suffix:
+        network.class_names = names
+        network.save_pretrained(path, settings)
+        print(f"written: {path}, for SparseMask.from_pretrained and for all commands that take a checkpoint")
+        return
     module = Deployed(network, args.output, args.normalized, args.size, args.float16).eval()
     reference = Deployed(network, args.output, args.normalized, args.size).eval() if args.float16 else None
-    notes = metadata(module, names, {name: checkpoint.settings.get(name) for name in STORED})
+    notes = metadata(module, names, settings)
     if args.int8:
         checked = export_int8(args, checkpoint, module, notes)
     elif path.suffix == ".onnx":

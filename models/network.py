@@ -47,6 +47,7 @@ class SegmentationNetwork(nn.Module):
         mean, std = normalization or (getattr(self.backbone, "mean", IMAGENET_MEAN),
                                       getattr(self.backbone, "std", IMAGENET_STD))
         self.normalization = tuple(mean), tuple(std)
+        self.class_names = None  # a list, where they are known: of a checkpoint or of a folder
 
     def make_decoder(self, connectivity: np.ndarray, normalize: type[nn.Module] | None = None,
                      kind: type[Decoder] = Decoder) -> Decoder:

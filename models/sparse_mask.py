@@ -1,11 +1,13 @@
 """SparseMask: the network of one connectivity, trained after the search."""
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from models import connectivity as conn
+from models import hub
 from models.layers import initialize
 from models.network import SegmentationNetwork
 from utils.errors import InputWarning
@@ -40,3 +42,27 @@ class SparseMask(SegmentationNetwork):
     def config(self) -> dict:
         """Keyword arguments that rebuild the network; the connectivity is a bool tensor."""
         return {**super().config(), "connectivity": torch.from_numpy(self.connectivity)}
+
+    def save_pretrained(self, folder: str | Path, settings: Mapping | None = None, **options) -> str | None:
+        """Writes the network as a folder: model.safetensors; config.json with its parts, connectivity, class_names,
+        VOC's palette and the normalization; README.md, a model card.
+
+        settings: how images and labels were read in the training, for the commands of this program: crop_size,
+        im_suffix, gt_suffix, label_map. options: of huggingface_hub's ModelHubMixin.save_pretrained;
+        push_to_hub=True, repo_id=NAME uploads the folder and returns its address. Raises InputError where
+        huggingface_hub or safetensors is not installed.
+        """
+        return hub.save(self, folder, settings, **options)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, backbone: str | None = None, connection: str | None = None,
+                        fusion: str | None = None, head: str | None = None, **options) -> "SparseMask":
+        """The network of a folder that save_pretrained wrote, or of a repository on the Hugging Face Hub, in evaluation
+        mode.
+
+        backbone, connection, fusion, head: its parts of your own (package.module:factory), if it has any. They are
+        imported only if you name them. options: of hf_hub_download, such as revision. Raises InputError for what is
+        missing, cannot be downloaded or is not such a folder.
+        """
+        parts = {"backbone": backbone, "connection": connection, "fusion": fusion, "head": head}
+        return hub.load(cls, name, parts, options)

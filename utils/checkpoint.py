@@ -4,13 +4,14 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from models import FullyDenseNetwork, SparseMask, connectivity
+from models import FullyDenseNetwork, SparseMask, connectivity, hub
 from models.backbones import BACKBONES, MOBILENETS, make_backbone
 from models.components import check_name, is_own
 from models.network import CONNECTIONS, DEFAULT_PARTS, FUSIONS, HEADS, MAX_CHANNELS, without_module_prefix
@@ -120,6 +121,8 @@ class Checkpoint:
         if network.num_classes != self.num_classes:
             heads = ((name, value) for name, value in network.state_dict().items() if name.startswith(HEAD))
             state = {**{name: value for name, value in state.items() if not name.startswith(HEAD)}, **dict(heads)}
+        else:
+            network.class_names = self.class_names
         load_weights(network, state, self.path)
         return network
 
@@ -143,10 +146,13 @@ def load_weights(network: nn.Module, state: Mapping, path: str) -> None:
 def read_checkpoint(path: str) -> Checkpoint:
     """Reads a checkpoint of this program or of the released code (search or trained), recognised by content.
 
-    path: of the file, or of a run's folder, whose last checkpoint is read.
+    path: of the file, of a run's folder, whose last checkpoint is read, or of a folder of SparseMask.save_pretrained.
     """
-    path = find_last_checkpoint(path)
-    content = load_file(path, "checkpoint")
+    if (Path(path) / hub.CONFIG).is_file():
+        content = content_of_folder(path)
+    else:
+        path = find_last_checkpoint(path)
+        content = load_file(path, "checkpoint")
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     state = state if isinstance(state, dict) else {}
     state = without_module_prefix({str(name): value for name, value in state.items()
@@ -176,6 +182,13 @@ def read_checkpoint(path: str) -> Checkpoint:
                       connectivity=None if strengths else connectivity_of(model, connections, path),
                       normalization=normalization_of(model, path),
                       class_names=class_names_of(content, num_classes), content=content)
+
+
+def content_of_folder(path: str) -> dict:
+    """What SparseMask.save_pretrained wrote, as a checkpoint has it."""
+    config = hub.read_config(path)
+    return {"model": hub.model_of(config, path), "class_names": config.get("class_names"),
+            "settings": config.get("settings"), "state_dict": load_file(str(Path(path) / hub.WEIGHTS), "checkpoint")}
 
 
 def sizes_of(model: Mapping, state: Mapping, path: str) -> tuple[int, int]:
