@@ -1,6 +1,6 @@
 """Speed and memory against the plain reading of the method: `make bench`. Prints Markdown tables.
 
-    python -m benchmarks.bench [--device cuda] [--only steps inference loading evaluation memory rivals growth]
+    python -m benchmarks.bench [--device cuda] [--only steps inference loading evaluation memory engines growth]
 
 Every time is the median of several runs; what is compared runs in one process, in turns, with the same number of
 threads and the same allocator. Evaluation is timed as a user sees it: the whole command, interpreter included.
@@ -12,9 +12,9 @@ import statistics
 
 import torch
 
+from benchmarks.engines import COLUMNS, PLAIN, engines_table
 from benchmarks.files import evaluation, loading
 from benchmarks.plain import plain_forward
-from benchmarks.rivals import rivals_table
 from benchmarks.timing import machine, median_times, milliseconds, print_table
 from models import FullyDenseNetwork, SparseMask, connectivity
 from models.inference import for_inference
@@ -25,7 +25,7 @@ from utils.errors import InputError
 from utils.runtime import Precision, keep_freed_memory, select_device
 
 SPARSE = 0.01
-PARTS = ("steps", "inference", "loading", "evaluation", "memory", "rivals", "growth")
+PARTS = ("steps", "inference", "loading", "evaluation", "memory", "engines", "growth")
 
 
 def make_step(kind, device, size, batch, dtype="float32", compiled=False):
@@ -195,11 +195,14 @@ def main(args):
         rows = (row for part in speed if part in args.only for row in speed[part]())
         print_table(("work", "plain", "ours", "ratio"), rows, lambda name, plain, ours: (
             name, milliseconds(plain), milliseconds(ours), f"{plain / ours:.1f}x"))
-    if "rivals" in args.only:
-        print_table(("network, 512x512 batch 1, 21 classes", "parameters", "multiply-adds", "time"),
-                    rivals_table(device, functools.partial(median_times, synchronize=sync)),
-                    lambda name, parameters, operations, seconds: (
-                        name, f"{parameters / 1e6:.2f} M", f"{operations / 1e9:.2f} G", milliseconds(seconds)))
+    if "engines" in args.only:
+        rows = list(engines_table(device, functools.partial(median_times, synchronize=sync)))
+        plain = next(times["PyTorch"] for name, _, _, times in rows if name == PLAIN)
+        print_table(("image to classes, 512x512 batch 1", "parameters", "multiply-adds", *COLUMNS), rows,
+                    lambda name, parameters, operations, times: (
+                        name, f"{parameters / 1e6:.2f} M", f"{operations / 1e9:.2f} G",
+                        *(f"{milliseconds(times[column])} ({plain / times[column]:.1f}x)" if column in times else ""
+                          for column in COLUMNS)))
     if "growth" in args.only:
         print_table(("ours, published connectivity unless said", "forward and backward", "inference"),
                     growth(device, sync), lambda name, step, forward: (name, milliseconds(step), milliseconds(forward)))

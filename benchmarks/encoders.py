@@ -11,7 +11,7 @@ import argparse
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.rivals import CLASSES, SIZE, Full
+from benchmarks.engines import CLASSES, SIZE
 from benchmarks.timing import machine, median_times, milliseconds, print_table
 from models import SparseMask
 from models.backbones import make_backbone
@@ -22,6 +22,18 @@ NAMES = ("mobilenet_v2", "mobilenet_v3_large", "mnasnet1_0", "shufflenet_v2_x1_0
          "resnet18", "resnet50", "densenet121", "convnext_tiny", "vgg16_bn", "swin_t")
 SMP = {"resnet18", "resnet50", "mobilenet_v2", "densenet121", "vgg16_bn"}  # under the same name
 SMP_NAMES = {"efficientnet_b0": "timm-efficientnet-b0", "mobilenet_v3_large": "timm-mobilenetv3_large_100"}
+
+
+class Full(torch.nn.Module):
+    """Logits of our network at the image's size, as the rivals give them."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, image):
+        return torch.nn.functional.interpolate(self.network(image), size=image.shape[2:], mode="bilinear",
+                                               align_corners=True)
 
 
 def ours(name):

@@ -48,6 +48,12 @@ def make_files(root):
     Image.new("RGB", (4, 4), (1, 2, 3)).save(data / "gt/colour.png")
     (root / "empty").write_text("")
     (root / "folder").mkdir()
+    for suffix in (".onnx", ".pt2"):
+        (root / f"empty{suffix}").write_text("")
+    for name, text in (("bert", '{"model_type": "bert"}'), ("broken", '{"depth": ')):
+        (root / name).mkdir()
+        (root / name / "config.json").write_text(text)
+    (root / "one.txt").write_text("n0\n")
 
     (root / "void").mkdir()
     for i in range(7):

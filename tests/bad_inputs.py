@@ -44,7 +44,8 @@ def list_all(root):
     """{"KIND: WHAT": Case} of the files that make_files(root) makes. Makes none, so any root will do for the names."""
     lab = Lab(root)
     kinds = {"image": image_cases, "label": label_cases, "list": list_cases, ".mat": mat_cases,
-             "archive": archive_cases, "mask": mask_cases, "checkpoint": checkpoint_cases, "flag": flag_cases}
+             "archive": archive_cases, "mask": mask_cases, "checkpoint": checkpoint_cases, "exported": exported_cases,
+             "flag": flag_cases}
     cases = [Case(kind, what, command, words) for kind, cases in kinds.items() for what, command, *words in cases(lab)]
     names = {f"{case.kind}: {case.what}": case for case in cases}
     assert len(names) == len(cases), "two cases of one name"
@@ -171,6 +172,26 @@ def checkpoint_cases(lab):
     encoder = [*lab.new, "--pretrained_model"]
     yield "encoder weights of nothing", [*encoder, lab.root / "nothing.pth"], "none of the 1 tensors"
     yield "encoder weights of zero bytes", [*encoder, lab.root / "empty"], "cannot be read"
+
+
+def exported_cases(lab):
+    network, root = [*lab.evaluation, "--pretrained_model"], lab.root
+    yield "ONNX of zero bytes", [*network, root / "empty.onnx"], "ONNX"
+    yield "ONNX, missing", [*lab.prediction, lab.data / "img/n5.jpg", "--checkpoint", root / "no.onnx"], "no.onnx"
+    yield "torch.export's", [MEASURE, root / "empty.pt2"], "can run code"
+    yield "ONNX, to prune", [*lab.prune, root / "empty.onnx"], "is an exported network"
+    yield "torch.export's, to evaluate", [*network, root / "empty.pt2"], "can run code"
+    yield "a folder with another config", [*network, root / "bert"], "config.json", "no 'backbone'"
+    yield "a folder with a broken config", [*network, root / "broken"], "config.json", "cannot be read"
+    out = [*lab.export, root / "n.onnx"]
+    images = ["--int8", "--im_path", lab.data / "img", "--calibration_list"]
+    yield "an opset of long ago", [*out, "--opset", 9], "opset is 9"
+    yield "int8 without images", [*out, "--int8"], "--calibration_list and --im_path"
+    yield "int8 from one image", [*out, *images, root / "one.txt"], "has 1 image"
+    yield "int8 from a list of nothing", [*out, *images, root / "nowhere.txt"], "nowhere.txt"
+    yield "int8 in a folder", [*lab.export, root / "network", *images, lab.data / "val.txt"], "--int8 is for .onnx"
+    yield "a folder that is a file", [*lab.export, root / "empty"], "is a file"
+    yield "--engine onnx in bfloat16", [*lab.evaluation, "--engine", "onnx", "--type", "bfloat16"], "--type is bfloat16"
 
 
 def flag_cases(lab):

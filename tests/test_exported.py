@@ -210,7 +210,7 @@ def test_files_that_export_did_not_write(run, data, tmp_path):
     refused("have no 'software'")
     (tmp_path / "n.pt2").write_bytes(b"")
     outcome = evaluate(tmp_path / "n.pt2", data)
-    assert outcome.code == 2 and "can run code that is in it" in outcome.text
+    assert outcome.code == 2 and "needs a checkpoint; loading one can run code" in outcome.text
 
 
 def test_another_size_than_the_files_is_one_sentence(run, data, tmp_path):

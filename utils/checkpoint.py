@@ -25,6 +25,7 @@ from VOC12.labels import VOID
 CONNECTION = re.compile(r"decoders\.Decoders_(\d{1,3})\.(down|up)_convs\.(\d{1,3})\.(.+)")
 HEAD = "fc_conv."
 STAGE_NORM = re.compile(r"decoders\.Decoders_\d{1,3}\.bn\.weight")
+EXPORTED = ".onnx", ".pt2"
 # The parts that it takes to rebuild a network, and their names of this program.
 PARTS = {"backbone": BACKBONES, "connection": CONNECTIONS, "fusion": FUSIONS, "head": HEADS, "strengths": STRENGTHS}
 
@@ -148,6 +149,10 @@ def read_checkpoint(path: str) -> Checkpoint:
 
     path: of the file, of a run's folder, whose last checkpoint is read, or of a folder of SparseMask.save_pretrained.
     """
+    if Path(path).suffix in EXPORTED:
+        reason = "; loading one can run code that is in it" if Path(path).suffix == ".pt2" else ""
+        raise InputError(f"{path} is an exported network, and this needs a checkpoint{reason}; give the one that it "
+                         f"was exported from")
     if (Path(path) / hub.CONFIG).is_file():
         content = content_of_folder(path)
     else:

@@ -115,9 +115,6 @@ def read_network(path: str) -> Checkpoint:
 
     torch.export's files are refused: PyTorch runs code that they contain when it loads them.
     """
-    if Path(path).suffix == ".pt2":
-        raise InputError(f"{path} is a file of torch.export, and loading one can run code that is in it; give the "
-                         f"checkpoint, or an ONNX file")
     return ExportedFile(path) if Path(path).suffix == ".onnx" else read_checkpoint(path)
 
 
