@@ -14,12 +14,12 @@ from models.inference import for_inference
 from models.losses import resize_logits
 from utils.exporting import Deployed, quiet
 from utils.progress import progress_bar
-from utils.quantizing import Quiet, sensitive_nodes, write_int8
+from utils.quantizing import Quiet, prepare, sensitive_nodes, write_int8
 
 CLASSES, SIZE = 21, 512
 COLUMNS = "PyTorch", "compiled", "ONNX Runtime", "ONNX Runtime, int8", "OpenVINO", "OpenVINO, int8"
+PART = "SparseMask, the first four convolutions in float32"  # what export.py chose on VOC, see docs/deploy.md
 OURS, PLAIN, ENCODER = "SparseMask, published connectivity", "SparseMask, plain reading", "floor: its encoder alone"
-PART = "SparseMask, the first four convolutions in float32"  # int8: what export.py chose on VOC, see docs/deploy.md
 CALIBRATION = 4  # images of noise: the ranges change no time
 
 
@@ -95,7 +95,7 @@ def engines_table(device, median_times):
             work[name, "PyTorch"] = functools.partial(module, image)
             work[name, "compiled"] = functools.partial(for_inference(module, compiled=True), image)
         with torch.no_grad():
-            times = median_times(work)
+            times = median_times(work, 15, 2)
     for name in (PLAIN, *modules, PART):
         yield (name, *costs.get(name, costs[OURS]),
                {column: times[name, column] for column in COLUMNS if (name, column) in times})
@@ -111,12 +111,12 @@ def costs_of(module):
 def elsewhere(modules, image, folder):
     """{(name, column): function}: the modules exported to ONNX, each in the same way, where the packages are installed.
 
-    int8: quantized as export.py does it, with nothing left in float32.
+    int8: quantized as export.py does it, for OpenVINO with the channels of the last resize where they were.
     """
     try:
         import onnx
         import onnxruntime
-        from onnxruntime.quantization.shape_inference import quant_pre_process
+        import onnxscript  # noqa: F401  what torch.onnx translates with
     except ImportError as error:
         print(f"not measured: ONNX Runtime and OpenVINO ({error})")
         return {}
@@ -128,24 +128,26 @@ def elsewhere(modules, image, folder):
     noise = [{"image": np.random.default_rng(i).standard_normal(image.shape, np.float32)} for i in range(CALIBRATION)]
     work = {}
 
-    def add(name, column, path):
-        work[name, f"ONNX Runtime{column}"] = in_onnxruntime(onnxruntime, path, image.numpy())
-        if openvino is not None:
-            work[name, f"OpenVINO{column}"] = in_openvino(openvino, path, image.numpy())
+    def int8(exact, channels_last=True, more=False):
+        prepared, path = (folder / f"{len(work)}_{kind}.onnx" for kind in ("prepared", "int8"))
+        exclude = prepare(exact, prepared, channels_last)
+        if more:
+            exclude += sensitive_nodes(onnx.load(prepared))["the first four convolutions"]
+        write_int8(prepared, path, noise, exclude)
+        return path
 
     for i, (name, module) in enumerate(progress_bar(modules.items(), desc="export", leave=False)):
-        exact, prepared, int8, part = (folder / f"{i}{kind}.onnx" for kind in ("", "prepared", "int8", "part"))
+        exact = folder / f"{i}.onnx"
         with quiet(), Quiet(), torch.no_grad():
             program = torch.export.export(module, (image,), strict=False)
             torch.onnx.export(program, dynamo=True, input_names=["image"], verbose=False).save(exact)
-            quant_pre_process(exact, prepared)
-            write_int8(prepared, int8, noise, [])
+            work[name, "ONNX Runtime"] = in_onnxruntime(onnxruntime, exact, image.numpy())
+            work[name, "ONNX Runtime, int8"] = in_onnxruntime(onnxruntime, int8(exact), image.numpy())
             if name == OURS:
-                write_int8(prepared, part, noise, sensitive_nodes(onnx.load(prepared))["the first four convolutions"])
-        add(name, "", exact)
-        add(name, ", int8", int8)
-        if name == OURS:
-            add(PART, ", int8", part)
+                work[PART, "ONNX Runtime, int8"] = in_onnxruntime(onnxruntime, int8(exact, more=True), image.numpy())
+            if openvino is not None:
+                work[name, "OpenVINO"] = in_openvino(openvino, exact, image.numpy())
+                work[name, "OpenVINO, int8"] = in_openvino(openvino, int8(exact, channels_last=False), image.numpy())
     return work
 
 

@@ -13,7 +13,7 @@ from utils.progress import progress_bar
 def median_times(work, rounds=5, repeats=3, synchronize=lambda: None):
     """{name: function} -> {name: median seconds}. Each round runs every function `repeats` times, after a warm-up."""
     times = {name: [] for name in work}
-    for _ in progress_bar(range(rounds), desc=", ".join(work)[:60], leave=False):
+    for _ in progress_bar(range(rounds), desc=", ".join(map(str, work))[:60], leave=False):
         for name, function in work.items():
             for repeat in range(repeats + 2):
                 synchronize()
