@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="eval_sparse_mask.py", description=__doc__, formatter_class=HelpFormatter)
     group = parser.add_argument_group("model")
     group.add_argument("--pretrained_model", required=True,
-                       help="a checkpoint of a training, the folder of its run, or an ONNX file of export.py")
+                       help="a checkpoint of a training, the folder of its run, or a file of export.py")
     group.add_argument("--mask_path", help="the connectivity; the checkpoint contains it, so this only checks it")
     add_mask_encoder_option(group)
     add_model_options(group, from_checkpoint=True)

@@ -11,12 +11,13 @@ from models import SparseMask, connectivity
 from models.backbones import make_backbone
 from models.inference import for_inference
 from models.transfer import load_for_encoder
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import EXPORTED, read_checkpoint
 from utils.cli import run_command
+from utils.engine_options import add_trusted_option
 from utils.errors import InputError
 from utils.exported import ExportedFile
 from utils.hardware import describe_device, warn_of_slow_type
-from utils.measuring import multiply_adds, timed
+from utils.measuring import counted, multiply_adds, timed
 from utils.onnx_costs import onnx_costs
 from utils.options import (
     HelpFormatter,
@@ -42,9 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="measure.py", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("source", nargs="?", help="a mask (.npy, .txt, or one of "
-                                       f"{', '.join(connectivity.NAMED)}), a checkpoint of either kind, or an ONNX "
-                                                  "file of export.py; without it, "
-                                                  "the taps of --backbone_name are listed")
+                                       f"{', '.join(connectivity.NAMED)}), a checkpoint of either kind, or a file "
+                                                  "of export.py; without it, the taps of --backbone_name are listed")
     parser.add_argument("--size", type=int, nargs=2, default=[512, 512], metavar=("H", "W"), help="pixels")
     parser.add_argument("--batch_size", type=int, default=1, help="images")
     parser.add_argument("--runs", type=int, default=20, help="timed runs, of which the median counts")
@@ -53,7 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_class_options(group, names=False)
     add_model_options(group, strengths=True)
     add_mask_encoder_option(group)
-    add_device_options(parser.add_argument_group("run"))
+    group = parser.add_argument_group("run")
+    add_device_options(group)
+    add_trusted_option(group)
     return parser
 
 
@@ -89,12 +91,16 @@ def describe_taps(name: str) -> str:
 
 
 def measure_file(args: argparse.Namespace) -> None:
-    """Prints what a network in an ONNX file costs in onnxruntime."""
-    file = require_options(ExportedFile(args.source), args)
+    """Prints what a network in a file of export.py costs."""
+    file = require_options(ExportedFile(args.source, args.trusted), args)
     if args.type != "float32" or args.compile:
-        raise InputError(f"{args.source} runs in onnxruntime, in the types that it was exported with; leave --type and "
-                         f"--compile out")
-    parameters, work = onnx_costs(args.source, args.size)
+        raise InputError(f"{args.source} runs as it was exported, in the types that it has; leave --type and --compile "
+                         f"out")
+    parameters = file.network.opened.parameters
+    if parameters is None:
+        parameters, work = onnx_costs(args.source, args.size)
+    else:
+        work = counted(file.network, args.size)
     image = torch.randn(args.batch_size, 3, *args.size)
     seconds = timed(lambda: file.network(image), args.runs)
     rows = (("network", f"{connectivity.summary(file.connectivity)}; {file.num_classes} classes"),
@@ -104,8 +110,8 @@ def measure_file(args: argparse.Namespace) -> None:
     for name, value in rows:
         print(f"{name:<14} {value}")
     print(f"measured with images of {'x'.join(map(str, args.size))}, batch {args.batch_size}: image to "
-          f"{file.network.output}, median of {args.runs} runs, on {describe_device(torch.device('cpu'))}, onnxruntime "
-          f"{file.network.version}")
+          f"{file.network.output}, median of {args.runs} runs, on {describe_device(torch.device('cpu'))}, "
+          f"{file.network.runtime}")
 
 
 def make_call(args: argparse.Namespace, network: nn.Module, device: torch.device) -> Callable[[], None]:
@@ -157,7 +163,7 @@ def main(args: argparse.Namespace) -> None:
     if args.source is None:
         print(describe_taps(args.backbone_name))
         return
-    if Path(args.source).suffix == ".onnx":
+    if Path(args.source).suffix in EXPORTED:
         measure_file(args)
         return
     network = build_network(args, print)

@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no_overlay", action="store_true", help="write NAME.png alone")
     group = parser.add_argument_group("model")
     group.add_argument("--checkpoint", required=True,
-                       help="a checkpoint of a training, the folder of its run, or an ONNX file of export.py")
+                       help="a checkpoint of a training, the folder of its run, or a file of export.py")
     group.add_argument("--class_names", metavar="FILE", help="names of the classes, one a line")
     add_model_options(group, from_checkpoint=True)
     group = parser.add_argument_group("data")

@@ -113,6 +113,25 @@ def test_measuring_a_file(run):
     assert work[0] == work[1] and "onnxruntime" in printed[1] and "15 connections" in printed[1]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--size", 70, 76, "--normalized", "--output", "classes"]])
+def test_a_file_of_torch_export(run, data, tmp_path, options):
+    path = tmp_path / "n.pt2"
+    assert export(run, path, *options).code == 0
+    assert scores(evaluate(path, data, "--trusted")) == scores(evaluate(run, data))
+    outcome = evaluate(path, data)
+    assert outcome.code == 2 and "say so (--trusted)" in outcome.text, outcome.text
+    outcome = evaluate(path, data, "--trusted", "--engine", "onnx")
+    assert outcome.code == 2 and "--engine is onnx, but PyTorch" in outcome.text, outcome.text
+    assert call("predict.py", data / "img" / "n5.jpg", "--checkpoint", path, "--trusted", "--out", tmp_path).code == 0
+    size = options[1:3] or [64, 96]
+    outcome = call("measure.py", path, "--trusted", "--runs", 1, "--size", *size)
+    assert outcome.code == 0 and "PyTorch" in outcome.text, outcome.text
+    plain = call("measure.py", run, "--runs", 1, "--size", *size, "--gpu", -1)
+    figure = re.compile(r"multiply-adds +(.*)")
+    assert figure.search(outcome.text)[1] == figure.search(plain.text)[1]
+
+
 def test_an_engine_of_a_checkpoint(run, data, monkeypatch):
     expected = scores(evaluate(run, data))
     path = run / "checkpoint_6.onnx"
@@ -177,8 +196,9 @@ def test_int8_needs_several_images_and_onnx(run, calibration, tmp_path):
 
 
 @pytest.mark.parametrize("options, words", [
-    (["--type", "bfloat16"], "computes in the type"), (["--compile"], "--compile is for a network in PyTorch"),
-    (["--without_each"], "--without_each is for a network in PyTorch"), (["--engine", "torch"], "is an ONNX file"),
+    (["--type", "bfloat16"], "computes in the type"), (["--compile"], "--compile is for a checkpoint"),
+    (["--without_each"], "--without_each is for a checkpoint"),
+    (["--engine", "torch"], "--engine is torch, but onnxruntime"),
     (["--backbone_name", "resnet18"], "contains the whole network"),
     (["--mask_path", "fcn"], "is not the connectivity"),
     (["--n_class", 7], "has classes 3, but 7")])
@@ -208,9 +228,14 @@ def test_files_that_export_did_not_write(run, data, tmp_path):
     del model.metadata_props[:]
     onnx.save(model, path)
     refused("have no 'software'")
-    (tmp_path / "n.pt2").write_bytes(b"")
-    outcome = evaluate(tmp_path / "n.pt2", data)
-    assert outcome.code == 2 and "needs a checkpoint; loading one can run code" in outcome.text
+    path = tmp_path / "n.pt2"
+    path.write_bytes(b"")
+    refused("can run code that is in it")
+    outcome = evaluate(path, data, "--trusted")
+    assert outcome.code == 2 and "cannot be read as a file of torch.export" in outcome.text, outcome.text
+    torch.export.save(torch.export.export(torch.nn.Conv2d(3, 4, 1), (torch.zeros(1, 3, 8, 8),)), path)
+    outcome = evaluate(path, data, "--trusted")
+    assert outcome.code == 2 and "their metadata" in outcome.text.replace("its metadata", "their metadata")
 
 
 def test_another_size_than_the_files_is_one_sentence(run, data, tmp_path):

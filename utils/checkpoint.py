@@ -150,9 +150,8 @@ def read_checkpoint(path: str) -> Checkpoint:
     path: of the file, of a run's folder, whose last checkpoint is read, or of a folder of SparseMask.save_pretrained.
     """
     if Path(path).suffix in EXPORTED:
-        reason = "; loading one can run code that is in it" if Path(path).suffix == ".pt2" else ""
-        raise InputError(f"{path} is an exported network, and this needs a checkpoint{reason}; give the one that it "
-                         f"was exported from")
+        raise InputError(f"{path} is an exported network, and this needs a checkpoint; give the one that it was "
+                         f"exported from")
     if (Path(path) / hub.CONFIG).is_file():
         content = content_of_folder(path)
     else:

@@ -1,4 +1,4 @@
-"""--engine, and files of export.py, in the commands that run a trained network."""
+"""--engine and --trusted: files of export.py in the commands that run a trained network."""
 import argparse
 from pathlib import Path
 
@@ -9,13 +9,21 @@ from utils.exporting import STORED, Deployed, export_onnx, metadata
 from utils.options import class_names_of, require_options
 
 ENGINES = "torch", "onnx"
+ENGINE_OF = {".pt2": "torch", ".onnx": "onnx"}
 
 
 def add_engine_option(parser: argparse._ActionsContainer) -> None:
-    """--engine."""
+    """--engine and --trusted."""
+    add_trusted_option(parser)
     parser.add_argument("--engine", choices=ENGINES,
                         help="onnx: run a checkpoint by onnxruntime on the CPU, from a file that is exported beside it "
                              "once (default: torch; an ONNX file always runs so)")
+
+
+def add_trusted_option(parser: argparse._ActionsContainer) -> None:
+    """--trusted."""
+    parser.add_argument("--trusted", action="store_true",
+                        help="you trust the .pt2 file: loading one can run code that is in it")
 
 
 def read_trained(path: str, args: argparse.Namespace) -> Checkpoint:
@@ -23,15 +31,16 @@ def read_trained(path: str, args: argparse.Namespace) -> Checkpoint:
 
     Raises InputError for options that contradict it.
     """
-    checkpoint = require_options(read_network(path).require("train"), args)
-    if args.engine == "torch" and isinstance(checkpoint, ExportedFile):
-        raise InputError(f"{path} is an ONNX file, which onnxruntime runs; give the checkpoint, or leave --engine out")
+    checkpoint = require_options(read_network(path, args.trusted).require("train"), args)
+    if isinstance(checkpoint, ExportedFile) and args.engine not in (None, ENGINE_OF[Path(path).suffix]):
+        raise InputError(f"--engine is {args.engine}, but {checkpoint.network.runtime} runs {path}; give the "
+                         f"checkpoint, or leave --engine out")
     if args.engine == "onnx" and not isinstance(checkpoint, ExportedFile):
         checkpoint = exported_beside(checkpoint)
     if isinstance(checkpoint, ExportedFile):
         for name in ("compile", "without_each", "tile"):
             if getattr(args, name, None):
-                raise InputError(f"--{name} is for a network in PyTorch, and onnxruntime runs {checkpoint.path}; leave "
+                raise InputError(f"--{name} is for a checkpoint, and {checkpoint.path} is an exported network; leave "
                                  f"it out, or give the checkpoint")
         if args.type != "float32":
             raise InputError(f"--type is {args.type}, but {checkpoint.path} computes in the type that it was exported "

@@ -24,6 +24,7 @@ OPSETS = 18, 23  # what PyTorch writes without converting; onnxruntime 1.18 read
 TOLERANCE, TOLERANCE_FLOAT16 = 1e-4, 2e-2  # of the largest logit
 SAME_CLASSES, SAME_CLASSES_FLOAT16 = 0.999, 0.98  # share of pixels: where two classes tie, rounding decides
 STORED = "crop_size", "im_suffix", "gt_suffix", "label_map"  # settings of the training that an evaluation reads
+LARGEST = 2 ** 14  # pixels a side of an image of open size
 SOFTWARE = "SparseMask"  # in the metadata of a file: by this it is recognized
 
 
@@ -78,7 +79,8 @@ def metadata(module: Deployed, class_names: Sequence[str], settings: Mapping) ->
     return {"software": SOFTWARE, "checkpoint": "", "class_names": json.dumps(class_names),
             "palette": json.dumps(colour_map()[:len(class_names)].tolist()), "mean": json.dumps(mean),
             "std": json.dumps(std), "input_is_normalized": json.dumps(not module.normalizes),
-            "smallest": json.dumps(module.smallest), "output_kind": output, "settings": json.dumps(settings),
+            "smallest": json.dumps(module.smallest), "size": json.dumps(module.size),
+            "output_kind": output, "settings": json.dumps(settings),
             "input": f"image, float32 (N, 3, H, W): {kind}; {sizes}",
             "output": {"logits": f"logits (N, classes, h, w) at 1/{network.backbone.strides[-1]} of the image's size; "
                                  f"resize bilinearly with aligned corners",
@@ -96,7 +98,7 @@ def trace(module: Deployed) -> torch.export.ExportedProgram:
         with torch.no_grad(), quiet():
             return torch.export.export(module, (torch.zeros(1, 3, *module.size),), strict=False)
     batch = torch.export.Dim("batch", min=1)
-    height, width = (torch.export.Dim(name, min=module.smallest, max=2 ** 14) for name in ("height", "width"))
+    height, width = (torch.export.Dim(name, min=module.smallest, max=LARGEST) for name in ("height", "width"))
     n, h, w = EXAMPLE
     try:
         with torch.no_grad(), quiet():

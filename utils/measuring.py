@@ -15,8 +15,13 @@ WARM_UP = 5  # runs, at least; and half as many as are timed
 
 def multiply_adds(network: nn.Module, size: Sequence[int]) -> int:
     """Multiply-adds of one image (H, W): of convolutions and matrix products, which PyTorch counts."""
+    return counted(for_inference(network), size)
+
+
+def counted(forward: Callable, size: Sequence[int]) -> int:
+    """As multiply_adds, of a function of PyTorch."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        for_inference(network)(torch.zeros(1, 3, *size))
+        forward(torch.zeros(1, 3, *size))
     return counter.get_total_flops() // 2
 
 

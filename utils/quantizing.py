@@ -46,7 +46,7 @@ def quantize(source: Path, target: Path, network: ExportedNetwork, loader: Itera
     precision.place(network)
     images = [precision.batch(sample)[0] for sample in batches(loader)]
     held_out = images[::HELD_OUT]
-    calibration = [network.as_input(image) for i, image in enumerate(images) if i % HELD_OUT]
+    calibration = [{"image": network.as_input(image).numpy()} for i, image in enumerate(images) if i % HELD_OUT]
     expected = [classes(network, image) for image in held_out]
     with tempfile.TemporaryDirectory() as folder, Quiet():
         prepared = Path(folder) / "prepared.onnx"
