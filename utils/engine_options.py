@@ -66,5 +66,8 @@ def exported_beside(checkpoint: Checkpoint) -> ExportedFile:
     module = Deployed(checkpoint.build().float(), "logits").eval()
     names = class_names_of(None, checkpoint.num_classes, checkpoint.class_names)
     notes = metadata(module, names, {name: checkpoint.settings.get(name) for name in STORED})
-    export_onnx(module, path, {**notes, "checkpoint": stamp})
+    try:
+        export_onnx(module, path, {**notes, "checkpoint": stamp})
+    except InputError as error:  # no package for it, or an encoder that cannot be exported for any size
+        raise InputError(f"--engine onnx exports the network first, and {error}; or leave --engine out") from None
     return ExportedFile(str(path))

@@ -92,6 +92,7 @@ def open_session(path: str | Path) -> Opened:
                          ) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # between two calls, the threads of PyTorch and the loaders need the cores
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors: what it does to the graph is its own affair
     try:
