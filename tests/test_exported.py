@@ -6,13 +6,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from helpers import ROOT, TINY, call, folders, only_run, random_batch, randomize
 from models import SparseMask, connectivity
 from utils.exported import ExportedNetwork
-from utils.exporting import ONNX_FROM, Deployed, export_onnx, metadata
-from utils.quantizing import share_changed
+from utils.exporting import ONNX_FROM, Deployed, export_onnx, metadata, quiet
+from utils.quantizing import prepare, share_changed
 
 onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -114,17 +115,15 @@ def test_measuring_a_file(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[], ["--size", 70, 76, "--normalized", "--output", "classes"]])
-def test_a_file_of_torch_export(run, data, tmp_path, options):
-    path = tmp_path / "n.pt2"
-    assert export(run, path, *options).code == 0
+def test_a_file_of_torch_export(run, data, tmp_path):
+    path, size = tmp_path / "n.pt2", [70, 76]  # one size, which is translated faster
+    assert export(run, path, "--size", *size, "--normalized", "--output", "classes").code == 0
     assert scores(evaluate(path, data, "--trusted")) == scores(evaluate(run, data))
     outcome = evaluate(path, data)
     assert outcome.code == 2 and "say so (--trusted)" in outcome.text, outcome.text
     outcome = evaluate(path, data, "--trusted", "--engine", "onnx")
     assert outcome.code == 2 and "--engine is onnx, but PyTorch" in outcome.text, outcome.text
     assert call("predict.py", data / "img" / "n5.jpg", "--checkpoint", path, "--trusted", "--out", tmp_path).code == 0
-    size = options[1:3] or [64, 96]
     outcome = call("measure.py", path, "--trusted", "--runs", 1, "--size", *size)
     assert outcome.code == 0 and "PyTorch" in outcome.text, outcome.text
     plain = call("measure.py", run, "--runs", 1, "--size", *size, "--gpu", -1)
@@ -138,10 +137,11 @@ def test_an_engine_of_a_checkpoint(run, data, monkeypatch):
     assert scores(evaluate(run, data, "--engine", "onnx")) == expected
     before = path.stat().st_mtime_ns
     assert scores(evaluate(run, data, "--engine", "onnx")) == expected and path.stat().st_mtime_ns == before
+    exported_again = []
     (run / "checkpoint_6.pth.tar").touch()  # as if it had been trained anew
     monkeypatch.setattr("utils.engine_options.export_onnx", lambda *_: exported_again.append(1))
-    exported_again = []
-    assert scores(evaluate(run, data, "--engine", "onnx")) == expected and exported_again
+    assert evaluate(run, data, "--engine", "onnx", "--type", "bfloat16").code == 2  # before anything is exported
+    assert scores(evaluate(run, data, "--engine", "onnx")) == expected and exported_again == [1]
     path.write_bytes((run.parent / "any.onnx").read_bytes())
     outcome = evaluate(run, data, "--engine", "onnx")
     assert outcome.code == 2 and "did not put it there" in outcome.text
@@ -174,6 +174,36 @@ def test_int8(run, data, calibration, tmp_path, options):
     assert scores(evaluate(path, data))
 
 
+class Small(torch.nn.Module):
+    """A network whose classes are those of resized logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 5, 3, stride=2, padding=1)
+
+    def forward(self, image):
+        return F.interpolate(self.conv(image), size=image.shape[2:], mode="bilinear", align_corners=True).argmax(1)
+
+
+def test_channels_last_in_the_last_resize_change_no_class(tmp_path):
+    dims = {"image": {i: torch.export.Dim(name, min=8, max=99) for i, name in ((2, "height"), (3, "width"))}}
+    program = torch.export.export(Small(), (torch.zeros(1, 3, 20, 30),), dynamic_shapes=dims)
+    with quiet():
+        torch.onnx.export(program, dynamo=True, input_names=["image"], verbose=False).save(tmp_path / "a.onnx")
+    kept = {flag: prepare(tmp_path / "a.onnx", tmp_path / f"{flag}.onnx", channels_last=flag) for flag in (True, False)}
+    models = {flag: onnx.load(tmp_path / f"{flag}.onnx") for flag in kept}
+    for flag, model in models.items():
+        kinds = {node.name: node.op_type for node in model.graph.node}
+        assert {"Conv", "Resize", "ArgMax"} <= {kinds[name] for name in kept[flag]}
+        assert ("Transpose" in kinds.values()) == flag
+    for size in ((24, 17), (9, 40)):
+        image = {"image": np.random.default_rng(0).standard_normal((1, 3, *size), np.float32)}
+        first, last = (onnxruntime.InferenceSession(model.SerializeToString()).run(None, image)[0]
+                       for model in models.values())
+        assert first.shape == (1, *size) and len(np.unique(first)) > 2
+        assert (first == last).mean() > 0.99  # the order of the sums
+
+
 @pytest.mark.parametrize("options, words", [
     (["--int8"], "give --calibration_list and --im_path"), (["--opset", 9], "the opset is 9; give 18 to"),
     (["--size", 20, 90], "--size is 20; give 32"), (["--size", 90, 32], "33 pixels or more"),
@@ -196,8 +226,8 @@ def test_int8_needs_several_images_and_onnx(run, calibration, tmp_path):
 
 
 @pytest.mark.parametrize("options, words", [
-    (["--type", "bfloat16"], "computes in the type"), (["--compile"], "--compile is for a checkpoint"),
-    (["--without_each"], "--without_each is for a checkpoint"),
+    (["--type", "bfloat16"], "computes in the type"), (["--compile"], "--compile is for a checkpoint that"),
+    (["--without_each"], "--without_each is for a checkpoint that"),
     (["--engine", "torch"], "--engine is torch, but onnxruntime"),
     (["--backbone_name", "resnet18"], "contains the whole network"),
     (["--mask_path", "fcn"], "is not the connectivity"),

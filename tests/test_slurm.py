@@ -46,7 +46,7 @@ def test_the_batch_file_of_the_documentation_requeues_and_resumes(tmp_path):
 def test_the_job_array_of_the_documentation_runs_its_line_and_forwards_the_signal(tmp_path):
     batch = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "distributed.md").read_text(), re.DOTALL)[1]
     lines = ["# later", "echo first; exit 3",
-             "bash -c 'trap \"sleep 1; echo saved; exit 130\" USR1; echo ready; while :; do sleep 0.1; done' && echo"]
+             "bash -c 'trap \"sleep 1; echo saved; exit 130\" USR1; echo ready; while :; do :; done' && echo"]
     (tmp_path / "jobs.txt").write_text("\n".join(lines))
 
     def start(task):

@@ -35,17 +35,16 @@ def read_trained(path: str, args: argparse.Namespace) -> Checkpoint:
     if isinstance(checkpoint, ExportedFile) and args.engine not in (None, ENGINE_OF[Path(path).suffix]):
         raise InputError(f"--engine is {args.engine}, but {checkpoint.network.runtime} runs {path}; give the "
                          f"checkpoint, or leave --engine out")
-    if args.engine == "onnx" and not isinstance(checkpoint, ExportedFile):
-        checkpoint = exported_beside(checkpoint)
-    if isinstance(checkpoint, ExportedFile):
-        for name in ("compile", "without_each", "tile"):
-            if getattr(args, name, None):
-                raise InputError(f"--{name} is for a checkpoint, and {checkpoint.path} is an exported network; leave "
-                                 f"it out, or give the checkpoint")
-        if args.type != "float32":
-            raise InputError(f"--type is {args.type}, but {checkpoint.path} computes in the type that it was exported "
-                             f"with; leave it out, or export another file")
-    return checkpoint
+    if args.engine != "onnx" and not isinstance(checkpoint, ExportedFile):
+        return checkpoint
+    for name in ("compile", "without_each", "tile"):
+        if getattr(args, name, None):
+            raise InputError(f"--{name} is for a checkpoint that PyTorch runs, and an exported network was asked for; "
+                             f"leave it out, or give the checkpoint and no --engine")
+    if args.type != "float32":
+        raise InputError(f"--type is {args.type}, but an exported network computes in the type that it was exported "
+                         f"with; leave it out, or export another file")
+    return checkpoint if isinstance(checkpoint, ExportedFile) else exported_beside(checkpoint)
 
 
 def exported_beside(checkpoint: Checkpoint) -> ExportedFile:
