@@ -20,6 +20,27 @@ from utils.errors import InputError, first_line
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PARTS = "backbone", "connection", "fusion", "head"
 SIZES = "depth", "num_classes"
+CARD = """---
+{{ card_data }}
+---
+
+# SparseMask: {{ summary }}
+
+A network for semantic segmentation, {{ num_classes }} classes, on the encoder {{ backbone }}. Its decoder:
+
+```
+{{ connectivity }}
+```
+
+`config.json` has the names of the classes, and the mean and standard deviation of RGB in 0..1 that images are
+normalized with. To load it, with the program's folder on the path:
+
+```python
+from models import SparseMask
+
+network = SparseMask.from_pretrained("THIS FOLDER, OR ITS NAME ON THE HUB")  # image (N, 3, H, W) -> logits
+```
+"""
 
 
 def save(network, folder: str | Path, settings: Mapping | None = None, **options) -> str | None:
@@ -31,6 +52,9 @@ def save(network, folder: str | Path, settings: Mapping | None = None, **options
     config = {**network.config(), "connectivity": connectivity.describe(network.connectivity).splitlines(),
               "class_names": names, "palette": colour_map()[:network.num_classes].tolist(),
               "settings": dict(settings or {})}
+    card = {"summary": connectivity.summary(network.connectivity), "num_classes": network.num_classes,
+            "backbone": network.parts["backbone"], "connectivity": connectivity.describe(network.connectivity)}
+    options["model_card_kwargs"] = {**card, **(options.get("model_card_kwargs") or {})}
     return hub_folder(network).save_pretrained(folder, config=config, **options)
 
 
@@ -109,7 +133,7 @@ def import_hub() -> type:
                          f"safetensors", about="out") from None
 
     class HubFolder(ModelHubMixin, library_name="sparsemask", pipeline_tag="image-segmentation",
-                    tags=["image-segmentation", "sparsemask"]):
+                    tags=["image-segmentation", "sparsemask"], model_card_template=CARD):
         def __init__(self, network):
             self.network = network
 

@@ -27,7 +27,7 @@ def own(depth, num_classes):
 @pytest.fixture
 def network():
     mask = connectivity.published()
-    mask[3, 0, 1] = True
+    mask[3, 1, 0] = True
     made = randomize(SparseMask(mask, depth=8, num_classes=5, normalization=NORMALIZATION)).eval()
     made.class_names = NAMES
     return made
@@ -52,7 +52,8 @@ def test_round_trip(network, tmp_path):
     config = json.loads((tmp_path / "n/config.json").read_text())
     assert config["palette"] == colour_map()[:5].tolist()
     assert any("D[8]" in line for line in config["connectivity"])  # readable
-    assert "sparsemask" in (tmp_path / "n/README.md").read_text()
+    card = (tmp_path / "n/README.md").read_text()
+    assert "library_name: sparsemask" in card and "16 connections in 4 of 9 stages" in card and "D[8]   E[0]" in card
 
 
 def test_it_is_saved_as_it_is_then(network, tmp_path):
