@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from utils.checkpoint import Checkpoint, read_checkpoint
+from utils.checkpoint import EXPORTED, Checkpoint, read_checkpoint
 from utils.cli import run_command
 from utils.data_options import label_map_of, naming_of
 from utils.engine import evaluate
@@ -30,7 +30,7 @@ from VOC12.image_files import ImageFiles, listed_images
 from VOC12.loading import explain_loader_death, make_eval_loader, make_loader
 from VOC12.transforms import EvalTransform
 
-SUFFIXES = ".onnx", ".pt2", ""
+SUFFIXES = *EXPORTED, ""
 FORMS = "normalized", "size", "float16", "opset", "int8"  # of a file
 
 
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="export.py", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="a checkpoint of a training, or the folder of its run")
-    parser.add_argument("--out", required=True, 
+    parser.add_argument("--out", required=True,
                         help="the file; its suffix chooses: .onnx, .pt2 for torch.export, none for a folder with "
                              "config.json and model.safetensors")
     parser.add_argument("--output", choices=OUTPUTS, default="logits",
@@ -125,7 +125,7 @@ def m_iou(args: argparse.Namespace, checkpoint: Checkpoint, network: nn.Module, 
 
 
 def main(args: argparse.Namespace) -> None:
-    """Writes the network of a checkpoint as a file for another runtime, compared with PyTorch first."""
+    """Writes the network of a checkpoint as a file for another runtime, compared with PyTorch first, or as a folder."""
     check_args(args)
     path = Path(args.out)
     checkpoint = require_options(read_checkpoint(args.checkpoint).require("train"), args)

@@ -17,7 +17,7 @@ from utils.engine_options import add_trusted_option
 from utils.errors import InputError
 from utils.exported import ExportedFile
 from utils.hardware import describe_device, warn_of_slow_type
-from utils.measuring import counted, multiply_adds, timed
+from utils.measuring import count_multiply_adds, multiply_adds, timed
 from utils.onnx_costs import onnx_costs
 from utils.options import (
     HelpFormatter,
@@ -100,7 +100,7 @@ def measure_file(args: argparse.Namespace) -> None:
     if parameters is None:
         parameters, work = onnx_costs(args.source, args.size)
     else:
-        work = counted(file.network, args.size)
+        work = count_multiply_adds(file.network, args.size)
     image = torch.randn(args.batch_size, 3, *args.size)
     seconds = timed(lambda: file.network(image), args.runs)
     rows = (("network", f"{connectivity.summary(file.connectivity)}; {file.num_classes} classes"),

@@ -1,4 +1,4 @@
-"""What users would pick instead, where it is installed, and in which engine: the time of a prediction of each."""
+"""The time of a prediction in each engine: of our network, and of those that users would pick instead."""
 import functools
 import tempfile
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain import plain_forward
 from models import SparseMask, connectivity
 from models.inference import for_inference
 from models.losses import resize_logits
 from utils.exporting import Deployed, quiet
+from utils.measuring import count_multiply_adds
 from utils.progress import progress_bar
 from utils.quantizing import Quiet, prepare, sensitive_nodes, write_int8
 
@@ -86,7 +86,7 @@ def engines_table(device, median_times):
              for name, module in modules.items()}
     image = torch.randn(1, 3, SIZE, SIZE)
     with tempfile.TemporaryDirectory() as folder:
-        work = {} if device.type == "cuda" else elsewhere(modules, image, Path(folder))
+        work = {} if device.type == "cuda" else outside_pytorch(modules, image, Path(folder))
         image = image.to(device, memory_format=torch.channels_last)
         network, label = network.to(device), image[:, 0]
         modules = {name: module.to(device, memory_format=torch.channels_last) for name, module in modules.items()}
@@ -103,12 +103,10 @@ def engines_table(device, median_times):
 
 def costs_of(module):
     """(parameters, multiply-adds) of an image."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(torch.zeros(1, 3, SIZE, SIZE))
-    return sum(p.numel() for p in module.parameters()), counter.get_total_flops() // 2
+    return sum(p.numel() for p in module.parameters()), count_multiply_adds(module, (SIZE, SIZE))
 
 
-def elsewhere(modules, image, folder):
+def outside_pytorch(modules, image, folder):
     """{(name, column): function}: the modules exported to ONNX, each in the same way, where the packages are installed.
 
     int8: quantized as export.py does it, for OpenVINO with the channels of the last resize where they were.

@@ -20,6 +20,16 @@ def is_own(name: str) -> bool:
     return ":" in name and not name.startswith(TIMM)
 
 
+def require_named(source: str, kind: str, name: str, given: str | None) -> None:
+    """Raises InputError if `source`, a file or a folder, names an own part that the user did not name too.
+
+    Importing a part runs code, so a file alone must not choose it.
+    """
+    if is_own(name) and given != name:
+        raise InputError(f"{source} uses the {kind} {name!r}, which this program would have to import; if you trust "
+                         f"it, name it too: {name}", about=kind)
+
+
 def check_name(kind: str, name: str, known: Mapping[str, object]) -> None:
     """Raises InputError unless the name is known or that of an own part. Imports nothing."""
     if name not in known and not is_own(name):

@@ -5,7 +5,6 @@ half a second.
 """
 import functools
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,14 @@ from typing import Any
 import torch
 
 from models import connectivity
-from models.components import is_own
+from models.components import require_named
+from models.network import DEFAULT_PARTS, check_normalization
 from utils.colour_map import colour_map
 from utils.errors import InputError, first_line
+from utils.files import explain_write_error, write_atomically
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-PARTS = "backbone", "connection", "fusion", "head"
+PARTS = "backbone", *DEFAULT_PARTS
 SIZES = "depth", "num_classes"
 CARD = """---
 {{ card_data }}
@@ -48,13 +49,20 @@ def save(network, folder: str | Path, settings: Mapping | None = None, **options
     hub_folder = import_hub()
     if Path(folder).exists() and not Path(folder).is_dir():
         raise InputError(f"{folder} is a file; give a folder for the network", about="out")
-    names = network.class_names
-    config = {**network.config(), "connectivity": connectivity.describe(network.connectivity).splitlines(),
-              "class_names": names, "palette": colour_map()[:network.num_classes].tolist(),
-              "settings": dict(settings or {})}
+    if (Path(folder) / CONFIG).exists():
+        try:
+            model_of(read_config(folder), folder)
+        except InputError:
+            raise InputError(f"{folder} contains the {CONFIG} of another program, which would be replaced; give "
+                             f"another folder", about="out") from None
+    text = connectivity.describe(network.connectivity)
+    config = {**network.config(), "connectivity": text.splitlines(), "class_names": network.class_names,
+              "palette": colour_map()[:network.num_classes].tolist(), "settings": dict(settings or {})}
     card = {"summary": connectivity.summary(network.connectivity), "num_classes": network.num_classes,
-            "backbone": network.parts["backbone"], "connectivity": connectivity.describe(network.connectivity)}
+            "backbone": network.parts["backbone"], "connectivity": text}
     options["model_card_kwargs"] = {**card, **(options.get("model_card_kwargs") or {})}
+    with explain_write_error(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
     return hub_folder(network).save_pretrained(folder, config=config, **options)
 
 
@@ -63,9 +71,7 @@ def load(network_class: type, name: str | Path, given: Mapping[str, str | None],
     config, state = import_hub().from_pretrained(str(name), **options)
     model = model_of(config, name)
     for kind in PARTS:
-        if is_own(model[kind]) and given.get(kind) != model[kind]:
-            raise InputError(f"{name} uses the {kind} {model[kind]!r}, which this program would have to import; if you "
-                             f"trust it, name it too: {kind}={model[kind]!r}", about=kind)
+        require_named(str(name), kind, model[kind], given.get(kind))
         if given.get(kind) not in (None, model[kind]):
             raise InputError(f"{name} has the {kind} {model[kind]}, but {given[kind]} was given; leave it out",
                              about=kind)
@@ -85,15 +91,14 @@ def model_of(config: Mapping, name: str | Path) -> dict:
     name: of the folder, for the InputError.
     """
     try:
-        model = {key: config[key] for key in (*PARTS, *SIZES, "normalization")}
-        model["connectivity"] = torch.from_numpy(connectivity.parse("\n".join(config["connectivity"])))
-        names, normalization = config.get("class_names"), model["normalization"]
+        model = {**{key: config[key] for key in (*PARTS, *SIZES)},
+                 "normalization": list(map(list, check_normalization(config["normalization"]))),
+                 "connectivity": torch.from_numpy(connectivity.parse("\n".join(config["connectivity"])))}
+        names = config.get("class_names")
         checks = {**{key: isinstance(model[key], str) for key in PARTS},
                   **{key: type(model[key]) is int for key in SIZES},
                   "class_names": names is None or isinstance(names, list) and len(names) == model["num_classes"]
-                  and all(isinstance(text, str) for text in names),
-                  "normalization": [len(three) for three in normalization] == [3, 3] and min(normalization[1]) > 0
-                  and all(isinstance(n, int | float) and math.isfinite(n) for three in normalization for n in three)}
+                  and all(isinstance(text, str) for text in names)}
         wrong = [key for key, right in checks.items() if not right]
         if wrong:
             raise ValueError(f"its {wrong[0]} is {str(config.get(wrong[0]))[:60]}")
@@ -141,7 +146,8 @@ def import_hub() -> type:
             # copies, since the format has no tensors that share memory
             state = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
                      for name, tensor in self.network.state_dict().items()}
-            safetensors.torch.save_file(state, save_directory / WEIGHTS, metadata={"format": "pt"})
+            with write_atomically(save_directory / WEIGHTS) as temporary:
+                safetensors.torch.save_file(state, temporary, metadata={"format": "pt"})
 
         @classmethod
         def from_pretrained(cls, name: str, **options) -> tuple[dict, dict]:

@@ -1,5 +1,7 @@
 """What the supernet and the trained network share: encoder -> decoder -> head, and released names on loading."""
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +28,17 @@ def without_module_prefix(state: Mapping) -> dict:
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
+def check_normalization(stated: Any) -> tuple:
+    """(mean, std) of RGB in 0..1, three numbers each, as a file states them. Raises InputError if it is not that."""
+    fits = isinstance(stated, list | tuple) and len(stated) == 2 and all(
+        isinstance(numbers, list | tuple) and len(numbers) == 3 and all(isinstance(n, int | float) and math.isfinite(n)
+                                                                        for n in numbers) for numbers in stated)
+    if not fits or min(stated[1]) <= 0:
+        raise InputError(f"its normalization is {str(stated)[:80]}, not a mean and a positive standard deviation for "
+                         f"each of three channels")
+    return tuple(map(tuple, stated))
+
+
 class SegmentationNetwork(nn.Module):
     """Encoder, decoder and head; the two subclasses are public, see models/__init__.py.
 
@@ -47,7 +60,7 @@ class SegmentationNetwork(nn.Module):
         mean, std = normalization or (getattr(self.backbone, "mean", IMAGENET_MEAN),
                                       getattr(self.backbone, "std", IMAGENET_STD))
         self.normalization = tuple(mean), tuple(std)
-        self.class_names = None  # a list, where they are known: of a checkpoint or of a folder
+        self.class_names = None  # a list of str, where a checkpoint or a folder states them
 
     def make_decoder(self, connectivity: np.ndarray, normalize: type[nn.Module] | None = None,
                      kind: type[Decoder] = Decoder) -> Decoder:

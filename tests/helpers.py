@@ -3,6 +3,7 @@ import contextlib
 import importlib
 import io
 import os
+import re
 import subprocess
 import sys
 import zlib
@@ -154,3 +155,9 @@ def call(script, *arguments):
             return Outcome(exit.code, screen.getvalue().rpartition("error: ")[2].strip())
     lines = (line.rpartition("\r")[2].strip() for line in screen.getvalue().splitlines())
     return Outcome(code, "\n".join(line for line in lines if line and "%|" not in line))
+
+
+def scores(outcome):
+    """(name, figure) of each line of an evaluation's table."""
+    assert outcome.code == 0, outcome.text
+    return re.findall(r"^(\S.*?) +([\d.]+|absent)$", outcome.text, re.MULTILINE)

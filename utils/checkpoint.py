@@ -1,6 +1,5 @@
 """Checkpoints: written whole, read without running code, recognised by content, the released ones included."""
 import itertools
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,8 +12,16 @@ from torch import nn
 
 from models import FullyDenseNetwork, SparseMask, connectivity, hub
 from models.backbones import BACKBONES, MOBILENETS, make_backbone
-from models.components import check_name, is_own
-from models.network import CONNECTIONS, DEFAULT_PARTS, FUSIONS, HEADS, MAX_CHANNELS, without_module_prefix
+from models.components import check_name, is_own, require_named
+from models.network import (
+    CONNECTIONS,
+    DEFAULT_PARTS,
+    FUSIONS,
+    HEADS,
+    MAX_CHANNELS,
+    check_normalization,
+    without_module_prefix,
+)
 from models.strengths import STRENGTHS
 from models.transfer import load_for_encoder
 from utils.errors import InputError
@@ -87,14 +94,12 @@ class Checkpoint:
     def require_parts(self, given: Mapping[str, str | None]) -> None:
         """Raises InputError if a part that the user gave, by kind, is not the file's. None means not given.
 
-        A part that has to be imported runs code, so a file alone must not choose it: the user has to name it too, and
-        `build` refuses what was not named. The two layouts of MobileNetV2 count as one.
+        An own part has to be named by the user too (components.require_named), and `build` refuses what was not. The
+        two layouts of MobileNetV2 count as one.
         """
         for kind, name in self.parts.items():
             wish = given.get(kind)
-            if is_own(name) and wish != name:
-                raise InputError(f"the checkpoint {self.path} uses the {kind} {name!r}, which this program would have "
-                                 f"to import; if you trust it, name it too: {name}", about=kind)
+            require_named(f"the checkpoint {self.path}", kind, name, wish)
             if wish is not None and wish != name:
                 check_name(kind, wish, PARTS[kind])
                 if kind != "backbone" or not {wish, name} <= set(MOBILENETS):
@@ -216,13 +221,10 @@ def normalization_of(model: Mapping, path: str) -> tuple | None:
     stated = model.get("normalization")
     if stated is None:
         return None
-    fits = isinstance(stated, list) and len(stated) == 2 and all(
-        isinstance(numbers, list) and len(numbers) == 3 and all(isinstance(n, int | float) and math.isfinite(n)
-                                                                for n in numbers) for numbers in stated)
-    if not fits or min(stated[1]) <= 0:
-        raise InputError(f"{path} is no checkpoint of this program: it states the normalization {stated!r}; give a "
-                         f"whole file")
-    return tuple(map(tuple, stated))
+    try:
+        return check_normalization(stated)
+    except InputError as error:
+        raise InputError(f"{path} is no checkpoint of this program: {error}; give a whole file") from None
 
 
 def mobilenet_layout(state: Mapping) -> str:

@@ -8,14 +8,13 @@ from utils.exported import ExportedFile, read_network
 from utils.exporting import STORED, Deployed, export_onnx, metadata
 from utils.options import class_names_of, require_options
 
-ENGINES = "torch", "onnx"
-ENGINE_OF = {".pt2": "torch", ".onnx": "onnx"}
+ENGINES = {".pt2": "torch", ".onnx": "onnx"}  # what runs an exported file, by its suffix
 
 
 def add_engine_option(parser: argparse._ActionsContainer) -> None:
     """--engine and --trusted."""
     add_trusted_option(parser)
-    parser.add_argument("--engine", choices=ENGINES,
+    parser.add_argument("--engine", choices=tuple(ENGINES.values()),
                         help="onnx: run a checkpoint by onnxruntime on the CPU, from a file that is exported beside it "
                              "once (default: torch; an ONNX file always runs so)")
 
@@ -27,12 +26,12 @@ def add_trusted_option(parser: argparse._ActionsContainer) -> None:
 
 
 def read_trained(path: str, args: argparse.Namespace) -> Checkpoint:
-    """The trained network of a checkpoint, a run folder or an ONNX file, for the engine that the options choose.
+    """The trained network of a checkpoint, a folder or a file of export.py, for the engine that the options choose.
 
     Raises InputError for options that contradict it.
     """
     checkpoint = require_options(read_network(path, args.trusted).require("train"), args)
-    if isinstance(checkpoint, ExportedFile) and args.engine not in (None, ENGINE_OF[Path(path).suffix]):
+    if isinstance(checkpoint, ExportedFile) and args.engine not in (None, ENGINES[Path(path).suffix]):
         raise InputError(f"--engine is {args.engine}, but {checkpoint.network.runtime} runs {path}; give the "
                          f"checkpoint, or leave --engine out")
     if args.engine != "onnx" and not isinstance(checkpoint, ExportedFile):

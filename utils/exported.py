@@ -1,6 +1,5 @@
 """Networks in files that export.py wrote, as evaluation, prediction and measuring take the others."""
 import json
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import connectivity
+from models.network import check_normalization
 from utils.checkpoint import EXPORTED, Checkpoint, read_checkpoint
 from utils.errors import InputError, first_line
 from utils.exporting import LARGEST, OUTPUTS, SOFTWARE, quiet
@@ -113,15 +113,9 @@ def load_program(path: str | Path) -> Opened:
     except Exception as error:  # whatever is in it
         raise InputError(f"{path} cannot be read as a file of torch.export ({first_line(error)}); give one that "
                          f"export.py wrote") from None
-    texts = {name: as_text(texts[f"{name}.txt"]) for name in NOTES}
-    texts = {name: text for name, text in texts.items() if text or name == "checkpoint"}  # the others are never empty
-    return Opened(torch.no_grad()(module), texts, f"PyTorch {torch.__version__}",
+    notes = {name: texts[f"{name}.txt"] for name in NOTES}
+    return Opened(torch.no_grad()(module), notes, f"PyTorch {torch.__version__}",
                   sum(p.numel() for p in module.parameters()))
-
-
-def as_text(content: str | bytes) -> str:
-    """An extra file of torch.export's, which some versions give as bytes."""
-    return content.decode("utf-8", "replace") if isinstance(content, bytes) else content
 
 
 class ExportedFile(Checkpoint):
@@ -167,16 +161,14 @@ def read_notes(texts: Mapping[str, str], path: str | Path) -> dict[str, Any]:
     """The metadata of a file, checked. Raises InputError if they are not those that export.py writes."""
     try:
         if texts["software"] != SOFTWARE:
-            raise ValueError(f"it was written by {texts['software'][:50]}")
+            raise ValueError(f"it was written by {texts['software'][:50] or 'another program'}")
         notes = {name: json.loads(texts[name]) for name in IN_JSON}
         notes |= {"checkpoint": texts["checkpoint"], "output_kind": texts["output_kind"],
                   "connectivity": connectivity.parse(texts["connectivity"])}
-        names, numbers = notes["class_names"], (notes["mean"], notes["std"])
+        check_normalization((notes["mean"], notes["std"]))
+        names = notes["class_names"]
         checks = {"class_names": isinstance(names, list) and all(isinstance(name, str) for name in names)
                   and 1 <= len(names) <= VOID,
-                  "mean and std": all(isinstance(three, list) and len(three) == 3 and
-                                      all(isinstance(n, int | float) and math.isfinite(n) for n in three)
-                                      for three in numbers) and min(notes["std"]) > 0,
                   "input_is_normalized": isinstance(notes["input_is_normalized"], bool),
                   "smallest": isinstance(notes["smallest"], int),
                   "size": notes["size"] is None or isinstance(notes["size"], list) and len(notes["size"]) == 2

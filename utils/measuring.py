@@ -15,11 +15,11 @@ WARM_UP = 5  # runs, at least; and half as many as are timed
 
 def multiply_adds(network: nn.Module, size: Sequence[int]) -> int:
     """Multiply-adds of one image (H, W): of convolutions and matrix products, which PyTorch counts."""
-    return counted(for_inference(network), size)
+    return count_multiply_adds(for_inference(network), size)
 
 
-def counted(forward: Callable, size: Sequence[int]) -> int:
-    """As multiply_adds, of a function of PyTorch."""
+def count_multiply_adds(forward: Callable, size: Sequence[int]) -> int:
+    """As multiply_adds, of a module or function as it is: image (1, 3, H, W) -> anything."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         forward(torch.zeros(1, 3, *size))
     return counter.get_total_flops() // 2
