@@ -18,7 +18,7 @@ from utils import comparison_rows
 from utils.comparison import Plan, parse_entries, parse_entry
 from utils.comparison_masks import masks_without
 from utils.comparison_table import ablation_table, decoder_parameters, percent, remarks, summarize, to_markdown
-from utils.job_runner import JobRunner
+from utils.job_runner import JobRunner, RunningJob
 from utils.train_options import build_parser
 
 TINY_RUNS = [option for option in TINY if option not in ("--log_interval", "1")] + ["--max_epoch", "1"]
@@ -253,3 +253,35 @@ def test_a_job_that_fails_does_not_stop_the_others(tmp_path):
     assert not runner.run()
     [(job, line)] = runner.failed
     assert job is made[0] and "missing" in line and "unet, seed 0" in ended
+
+
+def test_what_the_runs_warn_of_is_passed_on_once(tmp_path, capsys):
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nprint('warning: slow,', sys.argv[1], 'ms')\nprint('no warning: none')\n")
+    made = plan(tmp_path, "fcn", "unet", seeds=[0]).jobs()
+    for number, job in enumerate(made):
+        job.commands = [f"python {script} {number}.5", f"python {script} {number}.7"]
+        job.folder.mkdir(parents=True)
+        (job.folder / "log.txt").write_text("warning: of an earlier call\n")
+
+    def find_jobs():
+        logs = [(job.folder / "log.txt").read_text() for job in made]
+        return made, [job for number, job in enumerate(made) if f"{number}.7 ms" in logs[number]]
+
+    assert not JobRunner(find_jobs, 1, 1).run()
+    assert [line for line in capsys.readouterr().err.splitlines() if "warning" in line] == [
+        "fcn, seed 0: warning: slow, 0.5 ms"]
+
+
+@pytest.mark.parametrize("printed, described", [
+    ("", "fcn, seed 0"), ("train:   2%| 4/200 [01:09<18:27:22, 17.32s/it, loss=3.090]\n", "train 2 %, 18:27:22 left"),
+    ("search:   9%|9 | 9/99 [00:01<00:10]\rsearch:  10%|1  | 10/99 [00:01<00:09, 9.1it/s]", "search 10 %, 00:09 left"),
+    ("eval:   0%| 0/9 [00:00<?, ?it/s]\n", "eval 0 %, ? left")])
+def test_how_far_a_job_is(tmp_path, printed, described):
+    job = plan(tmp_path, "fcn", seeds=[0]).jobs()[0]
+    job.commands = [f"python {tmp_path / 'none.py'}"]
+    running = RunningJob(job, 1)
+    running.process.wait()
+    (job.folder / "log.txt").write_text(printed)
+    assert running.describe().endswith(described)
+    running.log.close()

@@ -57,6 +57,16 @@ def test_a_line_where_it_is_asked_for_and_none_twice(lines):
     assert [line[:14] for line in written()] == ["train:  33%| 1", "train:  67%| 2", "train: 100%| 3"]
 
 
+def test_a_line_a_minute_while_only_the_figures_change(lines):
+    make, written, clock = lines
+    bar = make(total=2, desc="compare")
+    for running in ("a 1 %", "a 2 %", "a 2 %", "a 3 %"):
+        clock.now += 40
+        bar.set_postfix(running=running)
+        bar.update(0)
+    assert [line.rpartition(", ")[2] for line in written()] == ["running=a 2 %]", "running=a 3 %]"]
+
+
 def test_over_items_bytes_and_an_unknown_total(lines):
     make, written, clock = lines
     assert list(make("abc", unit="file")) == ["a", "b", "c"]

@@ -10,13 +10,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tqdm import tqdm
+
 from utils.comparison import Job
 from utils.files import explain_write_error
 from utils.progress import progress_bar
 
 ROOT = Path(__file__).resolve().parents[1]
 LOG = "log.txt"  # of a job: what its commands print
-STEP = re.compile(r"(\w+): +(\d+)%\|")  # a line of progress
+STEP = re.compile(r"(\w+): +(\d+)%\|[^\[\r\n]*\[[\d:]+<([\d:?]+)")  # a line of progress
+WARNING = re.compile(r"^warning: .*$", re.MULTILINE)
 WAIT = 1.0  # seconds between two looks
 
 
@@ -28,6 +31,7 @@ class RunningJob:
         with explain_write_error(job.folder):
             job.folder.mkdir(parents=True, exist_ok=True)
             self.log = open(job.folder / LOG, "ab")
+        self.read = self.log.tell()  # bytes of the log in which warnings were looked for
         self.start()
 
     def start(self) -> None:
@@ -58,9 +62,17 @@ class RunningJob:
             os.killpg(self.process.pid, number)
 
     def describe(self) -> str:
-        """How far it is: "unet, seed 0: train 31 %"."""
+        """How far its command is: "unet, seed 0: train 31 %, 12:05 left"."""
         steps = STEP.findall(self.last_lines(2000))
-        return self.job.name + (f": {steps[-1][0]} {steps[-1][1]} %" if steps else "")
+        return self.job.name + (": {} {} %, {} left".format(*steps[-1]) if steps else "")
+
+    def new_warnings(self) -> list[str]:
+        """The warnings that its commands have printed since the last call."""
+        with open(self.job.folder / LOG, "rb") as file:
+            file.seek(self.read)
+            lines, end, _ = file.read().rpartition(b"\n")
+        self.read += len(lines + end)
+        return WARNING.findall(lines.decode(errors="replace"))
 
     def last_lines(self, size: int) -> str:
         """The end of what its commands have printed."""
@@ -79,6 +91,7 @@ class JobRunner:
     def __init__(self, find_jobs: Callable[[], tuple[Sequence[Job], Sequence[Job]]], side_by_side: int, threads: int):
         self.find_jobs, self.side_by_side, self.threads = find_jobs, side_by_side, threads
         self.running, self.failed, self.asked = [], [], 0
+        self.warned = set()
 
     def run(self) -> bool:
         """Returns whether it was asked to stop. Then, and at the end, `failed` has the jobs that failed."""
@@ -90,6 +103,7 @@ class JobRunner:
                     time.sleep(WAIT)
                     ended = [(running, code) for running in self.running
                              if (code := running.poll(not self.asked)) is not None]
+                    self.pass_on_warnings()
                     for running, code in ended:
                         self.running.remove(running)
                         if code and not self.asked:
@@ -97,12 +111,22 @@ class JobRunner:
                     if ended:
                         self.advance(bar)
                     bar.set_postfix(running="; ".join(running.describe() for running in self.running))
+                    bar.update(0)  # without a terminal: a line each minute also while no job ends
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
             for running in self.running:  # after an error of ours
                 running.stop(signal.SIGTERM)
         return bool(self.asked)
+
+    def pass_on_warnings(self) -> None:
+        """Prints what the runs warn of. Warnings that differ only in their figures count as one."""
+        for running in self.running:
+            for line in running.new_warnings():
+                kind = re.sub(r"[\d.]+", "0", line)
+                if kind not in self.warned:
+                    self.warned.add(kind)
+                    tqdm.write(f"{running.job.name}: {line}", file=sys.stderr)
 
     def advance(self, bar) -> None:
         """Starts jobs until as many run as may."""

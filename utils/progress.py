@@ -32,8 +32,8 @@ class ProgressLines:
         self.total = total
         self.format = {"prefix": desc, "unit": unit, "unit_scale": unit_scale,
                        "unit_divisor": unit_divisor, "initial": initial, "bar_format": LINE}
-        self.n = self.written = initial
-        self.figures = ""
+        self.n, self.figures = initial, ""
+        self.written = initial, ""  # n and figures of the last line
         self.file = None if disable else file or sys.stderr
         self.began = self.written_at = clock()
 
@@ -61,9 +61,9 @@ class ProgressLines:
 
     def refresh(self) -> None:
         """Writes a line now, unless the last one said the same."""
-        if self.file is None or self.n == self.written:
+        if self.file is None or (self.n, self.figures) == self.written:
             return
-        self.written, self.written_at = self.n, self.clock()
+        self.written, self.written_at = (self.n, self.figures), self.clock()
         line = tqdm.format_meter(self.n, self.total, elapsed=self.written_at - self.began, postfix=self.figures,
                                  **self.format)
         self.file.write(line + "\n")
