@@ -14,11 +14,12 @@ from helpers import ROOT, TINY, call, folders
 from models import SparseMask, connectivity
 from models.costs import connection_costs
 from models.pruning import prune
-from utils import comparison_rows
+from utils import comparison_rows, job_runner
 from utils.comparison import Plan, parse_entries, parse_entry
 from utils.comparison_masks import masks_without
 from utils.comparison_table import ablation_table, decoder_parameters, percent, remarks, summarize, to_markdown
 from utils.job_runner import JobRunner, RunningJob
+from utils.progress import ProgressLines
 from utils.train_options import build_parser
 
 TINY_RUNS = [option for option in TINY if option not in ("--log_interval", "1")] + ["--max_epoch", "1"]
@@ -271,6 +272,16 @@ def test_what_the_runs_warn_of_is_passed_on_once(tmp_path, capsys):
     assert not JobRunner(find_jobs, 1, 1).run()
     assert [line for line in capsys.readouterr().err.splitlines() if "warning" in line] == [
         "fcn, seed 0: warning: slow, 0.5 ms"]
+
+
+def test_the_time_left_does_not_count_what_was_done_before(tmp_path, monkeypatch):
+    made = plan(tmp_path, "fcn", "unet", seeds=[0]).jobs()
+    made[1].commands = [f"python {tmp_path / 'none.py'}"]
+    bars = []
+    monkeypatch.setattr(job_runner, "progress_bar", lambda **options: bars.append(ProgressLines(**options)) or bars[0])
+    runner = JobRunner(lambda: (made, made[:1]), 1, 1)
+    assert not runner.run() and len(runner.failed) == 1
+    assert (bars[0].format["initial"], bars[0].n, bars[0].total) == (1, 1, 2)
 
 
 @pytest.mark.parametrize("printed, described", [

@@ -97,7 +97,7 @@ class JobRunner:
         """Returns whether it was asked to stop. Then, and at the end, `failed` has the jobs that failed."""
         before = {number: signal.signal(number, self.handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            with progress_bar(unit="job", desc="compare") as bar:
+            with progress_bar(unit="job", desc="compare", initial=len(self.find_jobs()[1])) as bar:
                 self.advance(bar)
                 while self.running:
                     time.sleep(WAIT)
