@@ -192,7 +192,8 @@ class Comparison:
         except Exception as error:  # missing or broken, with errors of any type
             return f"{written}; no picture, since matplotlib cannot be used here ({first_line(error)})"
         runs = sum(entry["runs"] for entry in entries)
-        svg, png = drawing.save(draw_comparison(entries, "1 run" if runs == 1 else f"{runs} runs"), self.out / "comparison")
+        figure = draw_comparison(entries, "1 run" if runs == 1 else f"{runs} runs")
+        svg, png = drawing.save(figure, self.out / "comparison")
         return f"{written}, {svg.name} and {png.name}"
 
 
