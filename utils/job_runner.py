@@ -31,7 +31,7 @@ class RunningJob:
         with explain_write_error(job.folder):
             job.folder.mkdir(parents=True, exist_ok=True)
             self.log = open(job.folder / LOG, "ab")
-        self.read = self.log.tell()  # bytes of the log in which warnings were looked for
+        self.searched = self.log.tell()  # bytes of the log, from its start, in which warnings were looked for
         self.start()
 
     def start(self) -> None:
@@ -69,9 +69,9 @@ class RunningJob:
     def new_warnings(self) -> list[str]:
         """The warnings that its commands have printed since the last call."""
         with open(self.job.folder / LOG, "rb") as file:
-            file.seek(self.read)
+            file.seek(self.searched)
             lines, end, _ = file.read().rpartition(b"\n")
-        self.read += len(lines + end)
+        self.searched += len(lines + end)
         return WARNING.findall(lines.decode(errors="replace"))
 
     def last_lines(self, size: int) -> str:
@@ -91,14 +91,15 @@ class JobRunner:
     def __init__(self, find_jobs: Callable[[], tuple[Sequence[Job], Sequence[Job]]], side_by_side: int, threads: int):
         self.find_jobs, self.side_by_side, self.threads = find_jobs, side_by_side, threads
         self.running, self.failed, self.asked = [], [], 0
-        self.warned = set()
+        self.warned = set()  # warnings that were passed on, without their figures
 
     def run(self) -> bool:
         """Returns whether it was asked to stop. Then, and at the end, `failed` has the jobs that failed."""
         before = {number: signal.signal(number, self.handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            with progress_bar(unit="job", desc="compare", initial=len(self.find_jobs()[1])) as bar:
-                self.advance(bar)
+            jobs, done = self.find_jobs()
+            with progress_bar(unit="job", desc="compare", total=len(jobs), initial=len(done)) as bar:
+                self.start(jobs, done)
                 while self.running:
                     time.sleep(WAIT)
                     ended = [(running, code) for running in self.running
@@ -109,9 +110,11 @@ class JobRunner:
                         if code and not self.asked:
                             self.failed.append((running.job, running.last_lines(300).strip().splitlines()[-1]))
                     if ended:
-                        self.advance(bar)
+                        jobs, done = self.find_jobs()
+                        bar.total = len(jobs)
+                        self.start(jobs, done)
                     bar.set_postfix(running="; ".join(running.describe() for running in self.running))
-                    bar.update(0)  # without a terminal: a line each minute also while no job ends
+                    bar.update(len(done) - bar.n)  # also by 0: without a terminal a line a minute is due
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -128,11 +131,8 @@ class JobRunner:
                     self.warned.add(kind)
                     tqdm.write(f"{running.job.name}: {line}", file=sys.stderr)
 
-    def advance(self, bar) -> None:
-        """Starts jobs until as many run as may."""
-        jobs, done = self.find_jobs()
-        bar.total = len(jobs)
-        bar.update(len(done) - bar.n)
+    def start(self, jobs: Sequence[Job], done: Sequence[Job]) -> None:
+        """Starts jobs that are neither done nor failed until as many run as may."""
         names = {running.job.name for running in self.running} | {job.name for job in done}
         names |= {job.name for job, _ in self.failed}
         for job in jobs:
