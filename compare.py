@@ -117,13 +117,18 @@ class Comparison:
                             self.args.size)
 
     def masks_of_search(self) -> list[np.ndarray] | None:
-        """What the search found, with each seed; None while it has not. Without a search: the published one."""
+        """What the search found, with each seed; None while it has not. Without a search: the published one.
+
+        What a search found is known once it is pruned, before its network is trained.
+        """
         if not any(entry.text == "search" for entry in self.plan.entries):
             return [connectivity.published(len(make_backbone(self.settings["backbone_name"]).channels))]
         rows = {row["seed"]: row for row in self.content["rows"] if row["entry"] == "search"}
-        if not set(self.args.seeds) <= rows.keys():
+        files = self.plan.files_of_search()
+        if any(seed not in rows and not files[seed].exists() for seed in self.args.seeds):
             return None
-        return [comparison_rows.mask_of(rows[seed]) for seed in self.args.seeds]
+        return [comparison_rows.mask_of(rows[seed]) if seed in rows else connectivity.load(str(files[seed]))
+                for seed in self.args.seeds]
 
     def find_without(self, entry: Entry) -> dict[str, Path]:
         """The files of an entry's masks without each of its connections, if those are to be trained anew."""

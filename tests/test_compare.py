@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import compare
 from helpers import ROOT, TINY, call, folders
 from models import SparseMask, connectivity
 from models.costs import connection_costs
@@ -254,6 +256,38 @@ def test_a_job_that_fails_does_not_stop_the_others(tmp_path):
     assert not runner.run()
     [(job, line)] = runner.failed
     assert job is made[0] and "missing" in line and "unet, seed 0" in ended
+
+
+def test_what_a_command_makes_possible_starts_before_its_job_ends(tmp_path):
+    script, found, later = tmp_path / "script.py", tmp_path / "found", tmp_path / "later"
+    script.write_text("import pathlib, sys, time\nuntil = time.monotonic() + 60\n"
+                      "while sys.argv[2:] and not pathlib.Path(sys.argv[2]).exists() and time.monotonic() < until:\n"
+                      "    time.sleep(0.1)\nassert time.monotonic() < until\npathlib.Path(sys.argv[1]).touch()\n")
+    made = plan(tmp_path, "fcn", "unet", seeds=[0]).jobs()
+    made[0].commands = [f"python {script} {found}", f"python {script} {tmp_path / 'end'} {later}"]
+    made[1].commands = [f"python {script} {later}"]
+
+    def find_jobs():
+        written = [(tmp_path / "end").exists(), later.exists()]
+        return made[:1 + found.exists()], [job for job, done in zip(made, written, strict=True) if done]
+
+    runner = JobRunner(find_jobs, 2, 1)
+    assert not runner.run() and not runner.failed
+
+
+def test_random_masks_are_drawn_once_the_searches_are_pruned(tmp_path):
+    made = plan(tmp_path, "search", seeds=[0, 1])
+    files = made.files_of_search()
+    assert [str(files[job.seed]) in job.commands[2] for job in made.jobs()] == [True, True]
+    args = SimpleNamespace(seeds=[0, 1])
+    content = {"rows": [row("search", 0, 0.4, "unet")]}
+    comparison = SimpleNamespace(plan=made, args=args, content=content)
+    assert compare.Comparison.masks_of_search(comparison) is None
+    files[1].parent.mkdir(parents=True)
+    np.save(files[1], connectivity.load("fcn"))
+    masks = compare.Comparison.masks_of_search(comparison)
+    assert [connectivity.describe(mask) for mask in masks] == [connectivity.describe(connectivity.load(name))
+                                                               for name in ("unet", "fcn")]
 
 
 def test_what_the_runs_warn_of_is_passed_on_once(tmp_path, capsys):

@@ -160,7 +160,7 @@ class Plan:
                          for number, mask in enumerate(masks)]
                 continue
             for seed in self.seeds:
-                folder = self.out / entry.name / f"seed{seed}"
+                folder = self.folder(entry, seed)
                 if entry.kind == "without":
                     jobs.append(self.without(entry, seed, folder))
                     if seed == self.seeds[0]:
@@ -176,6 +176,15 @@ class Plan:
         """Sentences about jobs that cannot be named yet."""
         return [f"{entry.text} waits for the networks that the search finds" for entry in self.entries
                 if entry.kind == "random" and self.find_random(entry.number) is None]
+
+    def files_of_search(self) -> dict[int, Path]:
+        """The mask that the entry `search` will have written, by seed."""
+        entry = parse_entry("search")
+        return {seed: Path(self.search_commands(entry, seed, self.folder(entry, seed))[0]) for seed in self.seeds}
+
+    def folder(self, entry: Entry, seed: int) -> Path:
+        """Of the job of an entry with a seed."""
+        return self.out / entry.name / f"seed{seed}"
 
     def search_commands(self, entry: Entry, seed: int, folder: Path) -> tuple[str, list]:
         """The mask that an entry's search will have written, and the commands that do."""
@@ -199,7 +208,7 @@ class Plan:
 
     def without(self, entry: Entry, seed: int, folder: Path) -> Job:
         """A job that evaluates another entry's network without each of its connections."""
-        other = self.out / parse_entry(entry.other).name / f"seed{seed}"
+        other = self.folder(parse_entry(entry.other), seed)
         command = self.evaluate(other / ("train" if self.finetune is None else "finetune"), folder / RESULT)
         return Job(entry.name, seed, folder, [f"{command} --without_each"], needs=other / RESULT)
 

@@ -84,8 +84,8 @@ class RunningJob:
 class JobRunner:
     """Runs what find_jobs() gives, `side_by_side` at once, until there is nothing left to start.
 
-    find_jobs() -> (jobs in their order, those done among them); it is called again after each job, since a job can make
-    others possible. threads: of each command.
+    find_jobs() -> (jobs in their order, those done among them); it is called again after each command, since what it
+    wrote can make other jobs possible. threads: of each command.
     """
 
     def __init__(self, find_jobs: Callable[[], tuple[Sequence[Job], Sequence[Job]]], side_by_side: int, threads: int):
@@ -102,14 +102,16 @@ class JobRunner:
                 self.start(jobs, done)
                 while self.running:
                     time.sleep(WAIT)
+                    commands = sum(running.done for running in self.running)
                     ended = [(running, code) for running in self.running
                              if (code := running.poll(not self.asked)) is not None]
+                    moved = ended or sum(running.done for running in self.running) > commands
                     self.pass_on_warnings()
                     for running, code in ended:
                         self.running.remove(running)
                         if code and not self.asked:
                             self.failed.append((running.job, running.last_lines(300).strip().splitlines()[-1]))
-                    if ended:
+                    if moved:
                         jobs, done = self.find_jobs()
                         bar.total = len(jobs)
                         self.start(jobs, done)
