@@ -16,7 +16,7 @@ from models.pruning import prune
 from utils.checkpoint import read_checkpoint
 from utils.engine import evaluate, search_losses, train_losses, train_step
 from utils.errors import InputError
-from utils.exporting import ONNX_FROM, Deployed, export_torch
+from utils.exporting import Deployed, export_torch
 from utils.optimizer import make_optimizer
 from utils.runtime import Precision
 from VOC12.transforms import IMAGENET, EvalTransform, Sample
@@ -100,7 +100,7 @@ def test_every_step_of_the_method(name, tmp_path):
                                torch.randint(0, 3, (64, 80), dtype=torch.uint8).numpy())
     confusion = evaluate(network, [Sample(*(part[None] for part in sample))], Precision("float32", CPU))
     assert confusion.sum() == 64 * 80
-    if ENCODERS[name][1] and tuple(map(int, torch.__version__.split(".")[:2])) >= ONNX_FROM:  # before, poolings fail
+    if ENCODERS[name][1] and tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13):  # 2.11 fails for poolings
         assert "equal to PyTorch" in export_torch(Deployed(network.eval(), "logits").eval(), tmp_path / "n.pt2", {})
 
 
