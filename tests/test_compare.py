@@ -275,7 +275,7 @@ def test_what_a_command_makes_possible_starts_before_its_job_ends(tmp_path):
     assert not runner.run() and not runner.failed
 
 
-def test_random_masks_are_drawn_once_the_searches_are_pruned(tmp_path):
+def test_what_the_searches_found_is_known_once_they_are_pruned(tmp_path):
     made = plan(tmp_path, "search", seeds=[0, 1])
     files = made.files_of_search()
     assert [str(files[job.seed]) in job.commands[2] for job in made.jobs()] == [True, True]

@@ -13,7 +13,7 @@ from pathlib import Path
 from models import connectivity
 from models.pruning import DEFAULT_THRESHOLD
 from utils.errors import InputError
-from utils.options import NO_LIST, PART_OPTIONS, command_line, own_part_options
+from utils.options import PART_OPTIONS, command_line, own_part_options
 from utils.train_options import build_parser, check_args
 
 RESULT = "result.json"
@@ -183,7 +183,7 @@ class Plan:
         return {seed: Path(self.search_commands(entry, seed, self.folder(entry, seed))[0]) for seed in self.seeds}
 
     def folder(self, entry: Entry, seed: int) -> Path:
-        """Of the job of an entry with a seed."""
+        """The folder of an entry's job with a seed."""
         return self.out / entry.name / f"seed{seed}"
 
     def search_commands(self, entry: Entry, seed: int, folder: Path) -> tuple[str, list]:
@@ -229,10 +229,3 @@ class Plan:
     def part_options(self, kinds: Sequence[str] = ("backbone", "connection", "fusion", "head")) -> str:
         """What a command needs beside a checkpoint whose parts, of these kinds, are the user's own."""
         return own_part_options({kind: self.settings[PART_OPTIONS[kind][0]] for kind in kinds})
-
-
-def check_lists(settings: Mapping) -> None:
-    """Raises InputError if there is nothing to evaluate on."""
-    if settings["eval_list"] == NO_LIST:
-        raise InputError("a comparison needs images to evaluate; give a file with their names, one a line",
-                         about="eval_list")

@@ -102,16 +102,16 @@ class JobRunner:
                 self.start(jobs, done)
                 while self.running:
                     time.sleep(WAIT)
-                    commands = sum(running.done for running in self.running)
+                    done_before = sum(running.done for running in self.running)
                     ended = [(running, code) for running in self.running
                              if (code := running.poll(not self.asked)) is not None]
-                    moved = ended or sum(running.done for running in self.running) > commands
+                    advanced = ended or sum(running.done for running in self.running) > done_before
                     self.pass_on_warnings()
                     for running, code in ended:
                         self.running.remove(running)
                         if code and not self.asked:
                             self.failed.append((running.job, running.last_lines(300).strip().splitlines()[-1]))
-                    if moved:
+                    if advanced:
                         jobs, done = self.find_jobs()
                         bar.total = len(jobs)
                         self.start(jobs, done)
