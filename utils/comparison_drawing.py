@@ -20,6 +20,7 @@ def draw_comparison(entries: Sequence[Mapping], title: str) -> Figure:
                       capsize=3, linewidth=1.2, zorder=3)
         axes.annotate(entry["entry"], (x, 100 * mean), xytext=(7, 5), textcoords="offset points", fontsize=8.5,
                       color=INK, zorder=4)
+    axes.ticklabel_format(useOffset=False)  # costs that are nearly equal stay readable
     axes.set_xlabel("multiply-adds of an image (G), encoder included")
     axes.set_ylabel("mIoU (%)")
     axes.margins(x=0.15, y=0.12)
