@@ -38,6 +38,7 @@ from utils.runtime import (
     select_device,
 )
 from utils.search_costs import describe_cost, make_cost_loss
+from utils.step_graphs import StepGraphs, why_no_graphs
 from utils.stopping import STOPPED, StopRequest
 from utils.train_data import Data, load_data
 from utils.train_options import build_parser
@@ -172,8 +173,15 @@ def open_run(args: argparse.Namespace, source: Checkpoint | None, data: Data, st
     weights = None if data.class_weights is None else torch.tensor(data.class_weights, dtype=state.precision.dtype,
                                                                    device=state.precision.device)
     losses = functools.partial(losses, forward=group.wrap(state.network))
+    graphs = None
+    if args.cuda_graphs:
+        parts = [*state.network.parts.values(), args.sparse_loss]
+        reason = why_no_graphs(parts, state.precision.device, group.size)
+        graphs = None if reason else StepGraphs()
+        if reason and folder:
+            folder.log(f"note: this run uses no CUDA graphs, since {reason}")
     return Trainer(state, losses, data.train_loader, data.eval_loader, save, args.eval_interval,
-                   args.save_interval, watcher, group, weights), folder
+                   args.save_interval, watcher, group, weights, graphs), folder
 
 
 def train(args: argparse.Namespace, trainer: Trainer, folder: RunFolder | None, group: ProcessGroup) -> int:

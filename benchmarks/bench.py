@@ -22,14 +22,16 @@ from models.losses import resize_logits
 from utils.cli import run_command
 from utils.engine import search_losses, train_losses
 from utils.errors import InputError
+from utils.options import check_numbers
 from utils.runtime import Precision, keep_freed_memory, select_device
+from utils.step_graphs import StepGraphs
 
 SPARSE = 0.01
 PARTS = ("steps", "inference", "loading", "evaluation", "memory", "engines", "growth")
 
 
-def make_step(kind, device, size, batch, dtype="float32", compiled=False):
-    """A function that does one optimizer step.
+def make_step(kind, device, size, batch, dtype="float32", compiled=False, graphs=None):
+    """A function that does one optimizer step. graphs: StepGraphs, if it shall be launched so.
 
     kind: "search", "train", their "plain ...", "search by modules" (without models/folded_search.py), or "encoder".
     """
@@ -51,23 +53,32 @@ def make_step(kind, device, size, batch, dtype="float32", compiled=False):
         model.draw_strengths = getattr(network, "draw_strengths", None)
     losses = functools.partial(search_losses, sparse_weight=SPARSE) if search else train_losses
 
-    def step():
+    def forward(image, label):
         if kind == "encoder":
             loss = sum(tap.float().mean() for tap in network.backbone(image))
         else:
             with precision.autocast():
                 loss = losses(model if plain else network, image, label)[0].total
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        return loss, loss.detach(), None
+
+    def step():
+        graph = graphs and graphs.find(forward, optimizer, image, label)
+        if graph:
+            graph.forward(image, label)
+            graph.backward()
+        else:
+            optimizer.zero_grad(set_to_none=True)
+            forward(image, label)[0].backward()
         optimizer.step()
         if search:
             network.clamp_strengths()
     return step
 
 
-def steps(device, sync):
-    """Rows of the search and training steps."""
-    size, batch = (513, 16) if device.type == "cuda" else (257, 2)
+def steps(device, sync, eager=False, size=None, batch=None):
+    """Rows of the search and training steps. eager: without the compiled ones."""
+    usual = (513, 16) if device.type == "cuda" else (257, 2)
+    size, batch = size or usual[0], batch or usual[1]
     place = f"{size}x{size} batch {batch}"
     for kind in ("search", "train"):
         work = {"plain": make_step(f"plain {kind}", device, size, batch), "ours": make_step(kind, device, size, batch),
@@ -76,17 +87,20 @@ def steps(device, sync):
         if kind == "search":
             work["modules"] = make_step("search by modules", device, size, batch)
         if device.type == "cuda":
+            for name in ("float32", "bfloat16"):
+                work[f"{name}, CUDA graphs"] = make_step(kind, device, size, batch, name, graphs=StepGraphs())
+        if device.type == "cuda" and not eager:
             work["compiled"] = make_step(kind, device, size, batch, "bfloat16", compiled=True)
         t = median_times(work, synchronize=sync)
         names = {"ours": "float32", "modules": "float32, without the folded pass", "bf16": "bfloat16",
                  "compiled": "bfloat16, compiled", "encoder": "floor: the encoder alone, float32"}
         for name in work:
             if name != "plain":
-                yield f"{kind} step, {place}, {names[name]}", t["plain"], t[name]
+                yield f"{kind} step, {place}, {names.get(name, name)}", t["plain"], t[name]
 
 
-def inference(device, sync):
-    """Rows of the inference at 512x512, to the predicted classes."""
+def inference(device, sync, eager=False):
+    """Rows of the inference at 512x512, to the predicted classes. eager: without the compiled ones."""
     batches = (1, 32) if device.type == "cuda" else (1,)
     plain = SparseMask(connectivity.load("published")).to(device).eval()
     for batch in batches:
@@ -109,7 +123,8 @@ def inference(device, sync):
                 logits = forward(x)
             return logits if isinstance(logits, (list, tuple)) else resize_logits(logits, label).argmax(1)
 
-        t = median_times({name: functools.partial(call, *f) for name, f in forwards.items()}, synchronize=sync)
+        t = median_times({name: functools.partial(call, *f) for name, f in forwards.items()
+                          if not (eager and "compiled" in name)}, synchronize=sync)
         for name in list(t)[1:]:
             yield f"inference, 512x512 batch {batch}, {name}", t["plain"], t[name]
 
@@ -177,10 +192,10 @@ def growth(device, sync):
 def main(args):
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device is cuda, but PyTorch sees no CUDA device here; leave the option out for the CPU")
-    # on a GPU both sides have the commands' precision of matrix products
+    # on a GPU both sides have the commands' precision of matrix products and tuned convolutions
     device = select_device(0) if args.device == "cuda" else torch.device("cpu")
-    if args.threads < 1:
-        raise InputError(f"--threads is {args.threads}; give at least 1")
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    check_numbers(args, ("threads", "crop_size", "batch_size"), at_least=1)
     torch.set_num_threads(args.threads)
     sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     if args.keep_memory:
@@ -189,7 +204,8 @@ def main(args):
     if "memory" in args.only:  # first: a new process's peak begins at that of the one that started it
         print_table(("peak memory", "plain", "ours", "ratio"), memory(device), lambda name, plain, ours: (
             name, f"{plain:.0f} MiB", f"{ours:.0f} MiB", f"{plain / ours:.1f}x"))
-    speed = {"steps": lambda: steps(device, sync), "inference": lambda: inference(device, sync), "loading": loading,
+    speed = {"steps": lambda: steps(device, sync, args.eager, args.crop_size, args.batch_size),
+             "inference": lambda: inference(device, sync, args.eager), "loading": loading,
              "evaluation": lambda: evaluation(device)}
     if not speed.keys().isdisjoint(args.only):
         rows = (row for part in speed if part in args.only for row in speed[part]())
@@ -215,6 +231,9 @@ def build_parser():
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: PyTorch's)")
     parser.add_argument("--keep_memory", action="store_true",
                         help="let both sides keep freed memory, as our commands do on a CPU (default: neither)")
+    parser.add_argument("--eager", action="store_true", help="leave out what is compiled, which takes minutes")
+    parser.add_argument("--crop_size", type=int, help="of the table steps (default: 513 on a GPU, 257 on a CPU)")
+    parser.add_argument("--batch_size", type=int, help="of the table steps (default: 16 on a GPU, 2 on a CPU)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some of the tables (default: all)")
     return parser
 

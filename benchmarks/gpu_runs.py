@@ -106,6 +106,18 @@ def resumed(runs: Runs, task: str) -> Iterator[Finding]:
                   (f", the first is {different[0]}" if different else ""))
 
 
+def same_with_graphs(runs: Runs, task: str) -> Iterator[Finding]:
+    """A run with --cuda_graphs and one without, both deterministic."""
+    contents = []
+    for options in ([], ["--cuda_graphs"]):
+        out = runs.fresh("graphs")
+        runs.run(*runs.training, *TASKS[task], "--max_epoch", 2, "--eval_list", "none", "--deterministic", *options,
+                 "--exp_path", out)
+        contents.append(load_file(str(last_checkpoint(only_run(out))), "checkpoint")["state_dict"])
+    different = [name for name, value in contents[0].items() if not torch.equal(value, contents[1][name])]
+    yield Finding("", not different, f"{len(different)} of {len(contents[0])} tensors differ")
+
+
 def equal_to_one(runs: Runs, task: str) -> Iterator[Finding]:
     """The losses of an epoch, and the scores, of several processes and of one."""
     out = [runs.fresh("one"), runs.fresh("several")]
@@ -196,6 +208,9 @@ def run_checks(runs: Runs, quick: bool) -> Iterator[tuple[str, Callable]]:
     """(name, check) of what one process does."""
     for task in ("search",) if quick else TASKS:
         yield f"{task} with --deterministic, resumed: bit for bit the same", functools.partial(resumed, runs, task)
+    if runs.device.type == "cuda":
+        for task in TASKS:
+            yield f"{task} with --cuda_graphs: bit for bit as without", functools.partial(same_with_graphs, runs, task)
     if not quick:
         yield "SIGTERM to a training", functools.partial(stopped, runs, 1)
 

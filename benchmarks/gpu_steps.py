@@ -19,8 +19,12 @@ from benchmarks.gpu_parity import (
 from benchmarks.gpu_report import Finding, Sizes
 from models.inference import for_inference
 from models.layers import set_bn_momentum
+from utils.engine import train_step
 from utils.optimizer import make_optimizer
 from utils.runtime import Precision
+from utils.step_graphs import StepGraphs
+
+GRAPH_STEPS = 8  # of which the first two of a shape run without a graph
 
 
 def many_steps(task: str, name: str, device: torch.device, sizes: Sizes) -> Iterator[Finding]:
@@ -52,11 +56,45 @@ def many_steps(task: str, name: str, device: torch.device, sizes: Sizes) -> Iter
                                        f"finite: {broken[0]} losses, {broken[1]} of {len(tensors)} tensors")
 
 
+def steps_with(graphs: StepGraphs | None, task: str, name: str, device: torch.device, sizes: Sizes) -> list:
+    """Weights, buffers and losses after some steps, two of them with a smaller batch: flat vectors."""
+    precision = Precision(TYPES[name].type, device)
+    network = precision.place(make_network(task, sizes.depth, noise=True)).train()
+    optimizer = make_optimizer(network, 0.005, 10.0, 1.0, 0.9, 4e-5)
+    totals = []
+    torch.manual_seed(1)  # of the noise
+    with tf32(TYPES[name].tf32):
+        for step in range(GRAPH_STEPS):
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * (1 - step / GRAPH_STEPS)
+            if task == "search":
+                network.strengths.anneal(step / GRAPH_STEPS, 50.0)
+            image, label = (tensor.to(device) for tensor in make_batch(sizes, step))
+            count = sizes.batch - 1 if step in (3, 5) else sizes.batch
+            losses, _ = train_step(network, image[:count], label[:count], losses_of(task), optimizer, precision,
+                                   graphs=graphs)
+            totals.append(losses.total.clone())
+    return [flat(totals), flat(t for t in network.state_dict().values() if t.is_floating_point())]
+
+
+def graph_steps(task: str, name: str, device: torch.device, sizes: Sizes) -> Iterator[Finding]:
+    """Steps as CUDA graphs compute what steps without them compute, apart from what two such runs differ by."""
+    graphs = StepGraphs()
+    first, again, replayed = (steps_with(each, task, name, device, sizes) for each in (None, None, graphs))
+    yield Finding("captured", len(graphs.graphs) == 1, f"{len(graphs.graphs)} of 1 shape")
+    for what, plain, other, value in zip(("losses", "weights"), first, again, replayed, strict=True):
+        error, tolerance = distance(value, plain), max(10 * distance(other, plain), 1e-6)
+        yield Finding(what, error <= tolerance, f"{error:.1e}, at most {tolerance:.1e}")
+
+
 def steps_checks(device: torch.device, sizes: Sizes) -> Iterator[tuple[str, Callable]]:
     """(name, check) of many steps of each task in each type."""
     for task in TASKS:
         for name in TYPES:
             yield f"{task}, {name}", functools.partial(many_steps, task, name, device, sizes)
+    for task in TASKS if device.type == "cuda" else ():
+        for name in TYPES:
+            yield f"{task}, {name}, CUDA graphs", functools.partial(graph_steps, task, name, device, sizes)
 
 
 def compiled_inference(name: str, tolerance: float, device: torch.device, sizes: Sizes) -> Iterator[Finding]:

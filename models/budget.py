@@ -28,7 +28,7 @@ class CostLoss:
                              f"{cheapest:.4g}, and all connections {most:.4g}: give a number between them",
                              about="budget")
         self.costs, self.budget = [torch.as_tensor(c, dtype=torch.float64) for c in costs], budget
-        self.weight = self.integral = torch.zeros((), dtype=torch.float64)
+        self.weight, self.integral = (torch.zeros((), dtype=torch.float64) for _ in range(2))
 
     def to(self, device: torch.device) -> "CostLoss":
         """Moves its tensors. Returns itself."""
@@ -69,8 +69,8 @@ class CostLoss:
         """
         if self.budget is not None:
             deviation = (self.expected_cost(strengths) / self.budget).clamp(min=LEAST).log()
-            self.integral = self.integral + GAIN / steps * deviation
-            self.weight = self.integral + DAMPING * deviation
+            self.integral += GAIN / steps * deviation
+            self.weight.copy_(self.integral + DAMPING * deviation)  # in place: CUDA graphs read it there
 
     def pruned_cost(self, connectivity: np.ndarray) -> float:
         """The cost of a connectivity, bool (L, L, 2)."""

@@ -158,7 +158,7 @@ def test_the_loss_is_read_between_the_backward_pass_and_the_update(monkeypatch):
 def test_a_reading_waits_for_its_own_copy_alone(monkeypatch):
     order = []
     event = types.SimpleNamespace(record=lambda: order.append("record"), synchronize=lambda: order.append("wait"))
-    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch.cuda, "Event", lambda blocking: event)
 
     def to(device, non_blocking):
         order.append(f"copy to {device}, {non_blocking=}")

@@ -20,7 +20,7 @@ FILE = "comparison.json"
 THRESHOLDS = (DEFAULT_THRESHOLD, 0.1, 0.5)
 # Settings that make no other comparison: where the runs compute and what they write.
 FREE = {"gpu", "n_worker", "im_path", "gt_path", "timeout", "log_interval", "eval_interval", "save_interval",
-        "keep_all", "compile", "deterministic"}
+        "keep_all", "compile", "cuda_graphs", "deterministic"}
 LISTS, FILES = ("training_list", "eval_list"), ("pretrained_model", "class_names", "class_weights")
 
 

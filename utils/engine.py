@@ -15,6 +15,7 @@ from utils.distributed import ALONE, ProcessGroup
 from utils.metrics import Scores, confusion_matrix, scores
 from utils.run import NotFinite, TrainingState
 from utils.runtime import LEAST_SCALE, Precision, start_reading, tuned_convolutions
+from utils.step_graphs import StepGraphs
 from VOC12.labels import VOID
 from VOC12.loading import batches, join_equal
 
@@ -56,14 +57,12 @@ def train_losses(network: nn.Module, image: torch.Tensor, label: torch.Tensor, f
     return Losses(task, task), logits
 
 
-def train_step(network: nn.Module, image: torch.Tensor, label: torch.Tensor, compute_losses: Callable,
-               optimizer: torch.optim.Optimizer, precision: Precision, group: ProcessGroup = ALONE,
-               class_weights: torch.Tensor | None = None) -> tuple[Losses, torch.Tensor]:
-    """One optimizer step of all processes, each with its share of the batch.
+def forward_pass(network: nn.Module, compute_losses: Callable, precision: Precision, group: ProcessGroup,
+                 class_weights: torch.Tensor | None, image: torch.Tensor,
+                 label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The forward pass of a step, see train_step.
 
-    Returns (Losses of the whole batch, on the CPU; predictions int64 (N, H, W)). Raises NotFinite before the weights
-    change. With float16 the scaler skips the update where gradients overflow: weights, strengths and momentum stay as
-    they are. The statistics of BN are updated, for the forward pass was a valid one.
+    Returns (loss to differentiate; Losses of the whole batch and the loss scale, in one vector; predictions).
     """
     pixels = group.loss_divisor(count_pixels(label, VOID, class_weights))
     if class_weights is not None:
@@ -73,9 +72,30 @@ def train_step(network: nn.Module, image: torch.Tensor, label: torch.Tensor, com
     with precision.autocast(), stance:
         losses, logits = compute_losses(network, image, label, pixels=pixels)
     scale = precision.scaler.scale(torch.ones((1,), device=image.device))
-    read = start_reading(torch.cat([losses.all_reduced(group), scale]))
-    optimizer.zero_grad(set_to_none=True)
-    precision.scaler.scale(losses.total).backward()
+    return (precision.scaler.scale(losses.total), torch.cat([losses.all_reduced(group), scale]),
+            logits.detach().argmax(1))
+
+
+def train_step(network: nn.Module, image: torch.Tensor, label: torch.Tensor, compute_losses: Callable,
+               optimizer: torch.optim.Optimizer, precision: Precision, group: ProcessGroup = ALONE,
+               class_weights: torch.Tensor | None = None,
+               graphs: StepGraphs | None = None) -> tuple[Losses, torch.Tensor]:
+    """One optimizer step of all processes, each with its share of the batch.
+
+    Returns (Losses of the whole batch, on the CPU; predictions int64 (N, H, W)). Raises NotFinite before the weights
+    change. With float16 the scaler skips the update where gradients overflow: weights, strengths and momentum stay as
+    they are. The statistics of BN are updated, for the forward pass was a valid one.
+    """
+    compute = functools.partial(forward_pass, network, compute_losses, precision, group, class_weights)
+    graph = graphs and graphs.find(compute, optimizer, image, label)
+    if graph:
+        (values, prediction), backward = graph.forward(image, label), graph.backward
+    else:
+        optimizer.zero_grad(set_to_none=True)
+        loss, values, prediction = compute(image, label)
+        backward = loss.backward
+    read = start_reading(values)
+    backward()
     # Here, and nowhere else in a step, the host waits for a GPU: for the end of the forward pass, while the GPU goes on
     # with the backward pass.
     *parts, scale = read().unbind()
@@ -88,7 +108,7 @@ def train_step(network: nn.Module, image: torch.Tensor, label: torch.Tensor, com
     precision.scaler.update()
     if hasattr(network, "clamp_strengths"):
         network.clamp_strengths()
-    return whole, logits.detach().argmax(1)
+    return whole, prediction
 
 
 class Watcher:
@@ -117,14 +137,14 @@ class Trainer:
     compute_losses: search_losses or train_losses, with what else they need bound. save(state, is_best) writes a
     checkpoint. eval_interval: epochs between two evaluations; save_interval: iterations between two checkpoints inside
     an epoch, 0 for none. eval_loader: None for no evaluation. watcher: where there is none, nothing is displayed or
-    logged. class_weights: of the loss.
+    logged. class_weights: of the loss. graphs: given if the steps run as CUDA graphs.
     """
 
     def __init__(self, state: TrainingState, compute_losses: Callable, train_loader: Iterable,
                  eval_loader: Iterable | None, save: Callable, eval_interval: int = 1, save_interval: int = 0,
                  watcher: Watcher | None = None, group: ProcessGroup = ALONE,
-                 class_weights: torch.Tensor | None = None):
-        self.class_weights = class_weights
+                 class_weights: torch.Tensor | None = None, graphs: StepGraphs | None = None):
+        self.class_weights, self.graphs = class_weights, graphs
         self.state, self.compute_losses, self.precision, self.group = state, compute_losses, state.precision, group
         self.train_loader, self.eval_loader = train_loader, eval_loader
         self.eval_interval, self.save_interval, self.write = eval_interval, save_interval, save
@@ -165,7 +185,7 @@ class Trainer:
             image, label = self.precision.batch(sample)
             try:
                 losses, prediction = train_step(state.network, image, label, self.compute_losses, state.optimizer,
-                                                self.precision, self.group, self.class_weights)
+                                                self.precision, self.group, self.class_weights, self.graphs)
             except NotFinite as error:
                 raise NotFinite(f"{error} at iteration {state.iteration + 1}") from None
             state.advance()

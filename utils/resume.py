@@ -12,7 +12,7 @@ from utils.run_length import Length, describe_schedule, stored_length
 
 # Settings that may change when a run is resumed: where it computes, what it reads and writes,
 FREE = {"resume", "gpu", "type", "n_worker", "im_path", "gt_path", "training_list", "eval_list", "class_names",
-        "log_interval", "eval_interval", "compile", "save_interval", "keep_all", "deterministic",
+        "log_interval", "eval_interval", "compile", "cuda_graphs", "save_interval", "keep_all", "deterministic",
         "timeout",
         # and how it learns from here on.
         "max_epoch", "batch_size", "crop_size", "lr", "last_layer_lr_mult", "momentum", "decay", "gamma", "bn_momentum",

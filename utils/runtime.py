@@ -159,7 +159,7 @@ def start_reading(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     if not tensor.is_cuda:
         return lambda: tensor
     copy = tensor.to("cpu", non_blocking=True)  # into pinned memory
-    copied = torch.cuda.Event()
+    copied = torch.cuda.Event(blocking=True)  # waiting in a loop would take a core from the loader processes
     copied.record()
 
     def read() -> torch.Tensor:

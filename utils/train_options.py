@@ -115,6 +115,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> argparse._ArgumentG
                                                      "without")
     add("--compile", action="store_true", help="torch.compile the network: minutes at the start, meant for long runs "
                                                "on a GPU; on a CPU it gains nothing")
+    add("--cuda_graphs", action="store_true", help="on a GPU: launch each step as CUDA graphs, several times faster "
+                                                   "where the GPU waits for Python, as with small crops and batches")
     add_device_options(group)
     group = parser.add_argument_group("run")
     add_timeout_option(group)
@@ -162,6 +164,8 @@ def check_args(args: argparse.Namespace, num_processes: int) -> None:
                          f"out one or the other")
     if args.budget is not None and not (args.budget > 0 and args.sparse > 0):
         raise InputError(f"--budget is {args.budget:g} and --sparse {args.sparse:g}; both have to be above 0")
+    if args.cuda_graphs and args.compile:
+        raise InputError("--cuda_graphs and --compile both replace how a step is launched; give one of them")
     if args.batch_size < num_processes:
         raise InputError(f"--batch_size is {args.batch_size}, divided among {num_processes} processes; give at least "
                          f"one image for each")
