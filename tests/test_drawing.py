@@ -92,3 +92,18 @@ def test_a_table_that_is_none_is_one_sentence(tmp_path):
     (tmp_path / "strengths.csv").write_text(",".join(["iteration", *connection_names(2)]) + "\n")
     with pytest.raises(InputError, match="no strengths yet"):
         read_strengths(tmp_path)
+
+
+def test_the_names_in_a_comparison_cover_neither_each_other_nor_a_point():
+    from utils.comparison_drawing import draw_comparison
+    names = ["search", "a variant with a long name", "another one", "unet", "published"]
+    entries = [{"entry": name, "macs": 2e9 + 1e7 * i, "m_iou": (0.5 + 0.001 * i, None), "m_ious": [0.5 + 0.001 * i]}
+               for i, name in enumerate(names)]
+    figure = draw_comparison([*entries, {"entry": "far", "macs": 3e9, "m_iou": (0.6, 0.01), "m_ious": [0.59, 0.61]}],
+                             "6 runs")
+    labels = [text for text in figure.axes[0].texts if text.get_text() in names]
+    boxes = [label.get_window_extent() for label in labels]
+    assert len(boxes) == len(names)
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i])
+        assert not any(box.contains(*label.axes.transData.transform(label.xy)) for label in labels)

@@ -2,15 +2,20 @@
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 
 from utils.drawing import FAINT, INK, default_style, source_colour
+
+PLACES = [(x, y) for y in (5, -5, 14, -14) for x in (7, -7)]  # of a label beside its point, in points; the best first
+RADIUS = 5  # of a point, in pixels
 
 
 @default_style()
 def draw_comparison(entries: Sequence[Mapping], title: str) -> Figure:
     """entries: of comparison_table.summarize. A point an entry; the bar is a standard deviation to both sides."""
     figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
+    axes, labels = figure.add_subplot(), []
     for number, entry in enumerate(entries):
         mean, spread = entry["m_iou"]
         x, colour = entry["macs"] / 1e9, source_colour(number, len(entries))
@@ -18,8 +23,8 @@ def draw_comparison(entries: Sequence[Mapping], title: str) -> Figure:
                      alpha=0.5, linewidths=0, zorder=2)
         axes.errorbar(x, 100 * mean, None if spread is None else 100 * spread, fmt="o", color=colour, markersize=6,
                       capsize=3, linewidth=1.2, zorder=3)
-        axes.annotate(entry["entry"], (x, 100 * mean), xytext=(7, 5), textcoords="offset points", fontsize=8.5,
-                      color=INK, zorder=4)
+        labels.append(axes.annotate(entry["entry"], (x, 100 * mean), xytext=PLACES[0], textcoords="offset points",
+                                    fontsize=8.5, color=INK, zorder=4))
     axes.ticklabel_format(useOffset=False)  # costs that are nearly equal stay readable
     axes.set_xlabel("multiply-adds of an image (G), encoder included")
     axes.set_ylabel("mIoU (%)")
@@ -27,4 +32,20 @@ def draw_comparison(entries: Sequence[Mapping], title: str) -> Figure:
     axes.grid(color=FAINT, linewidth=0.4)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, fontsize=11, color=INK)
+    spread_out(figure, labels)
     return figure
+
+
+def spread_out(figure: Figure, labels: Sequence[Annotation]) -> None:
+    """Moves each label to the first of PLACES where it is in the axes and covers no point and no earlier label."""
+    figure.draw_without_rendering()  # the layout is known from here on
+    points = [label.axes.transData.transform(label.xy) for label in labels]
+    taken = [Bbox([point - RADIUS, point + RADIUS]) for point in points]
+    for label in labels:
+        for x, y in [*PLACES, PLACES[0]]:  # the first one again, if none is free
+            label.set(position=(x, y), ha="left" if x > 0 else "right", va="bottom" if y > 0 else "top")
+            box = label.get_window_extent()
+            inside = label.axes.bbox.containsx(box.x0) and label.axes.bbox.containsx(box.x1)
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
