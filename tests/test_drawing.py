@@ -101,6 +101,7 @@ def test_the_names_in_a_comparison_cover_neither_each_other_nor_a_point():
                for i, name in enumerate(names)]
     figure = draw_comparison([*entries, {"entry": "far", "macs": 3e9, "m_iou": (0.6, 0.01), "m_ious": [0.59, 0.61]}],
                              "6 runs")
+    figure.draw_without_rendering()
     labels = [text for text in figure.axes[0].texts if text.get_text() in names]
     boxes = [label.get_window_extent() for label in labels]
     assert len(boxes) == len(names)
