@@ -27,11 +27,12 @@ from utils.train_options import build_parser
 TINY_RUNS = [option for option in TINY if option not in ("--log_interval", "1")] + ["--max_epoch", "1"]
 
 
-def row(entry, seed, m_iou, mask="fcn", boundary=None, thresholds=None):
+def row(entry, seed, m_iou, mask="fcn", boundary=None, thresholds=None, device=None):
     text = connectivity.describe(connectivity.load(mask))
     more = {"thresholds": {name: connectivity.describe(connectivity.load(kept)) for name, kept in thresholds.items()}} \
         if thresholds else {}
     more |= {"boundary": {"pixels": 5, "m_iou": boundary}} if boundary is not None else {}
+    more |= {"device": device} if device else {}
     return {"entry": entry, "seed": seed, "m_iou": m_iou, "connectivity": text, "parts": {}, **more}
 
 
@@ -151,6 +152,15 @@ def test_what_is_said_below_the_table():
     assert f"share {100 * both.sum() / either.sum():.0f} %" in likeness
     assert "the same connectivity in 1 of 2 searches" in thresholds
     assert "the best 30.00 %, the worst 20.00 %" in random
+
+
+def test_devices_of_several_kinds_are_named_below_the_table():
+    rows = [row("fcn", 0, 0.2, device="cuda:0 (NVIDIA H200)"), row("fcn", 1, 0.2, device="cuda:1 (NVIDIA H200)")]
+    assert remarks({"rows": rows}) == []
+    cpu = [row("unet", seed, 0.2, device=f"the CPU (AMD EPYC, AVX2, {threads})")
+           for seed, threads in enumerate(("1 thread", "2 threads"))]
+    remark, = remarks({"rows": rows + cpu})
+    assert remark.endswith("NVIDIA H200: fcn (2); the CPU (AMD EPYC, AVX2): unet (2).")
 
 
 def test_the_masks_without_each_connection(tmp_path):

@@ -1,5 +1,7 @@
 """The table of a comparison: from rows to figures, Markdown, and what is said below it."""
+import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
@@ -67,7 +69,9 @@ def to_markdown(entries: Sequence[Mapping], boundary: int | None, published: Map
 
 
 def remarks(content: Mapping) -> list[str]:
-    """Sentences below the table: how alike the networks of the seeds are, and what the threshold changes."""
+    """Sentences below the table: how alike the networks of the seeds are, what the threshold changes, and whether the
+    runs were evaluated on devices of several kinds.
+    """
     lines = []
     for name, rows in group_rows(content["rows"]).items():
         searched = [row for row in rows if "thresholds" in row]
@@ -84,7 +88,20 @@ def remarks(content: Mapping) -> list[str]:
         same = sum(len(set(row["thresholds"].values())) == 1 for row in searched)
         lines.append(f"{name}: the thresholds {', '.join(f'{t:g}' for t in THRESHOLDS)} give the same connectivity in "
                      f"{same} of {len(searched)} searches.")
+    devices = {}
+    for name, rows in group_rows(content["rows"]).items():
+        for row in rows:
+            devices.setdefault(device_kind(row.get("device", "unknown")), []).append(name)
+    if len(devices) > 1:
+        where = (f"{device}: {', '.join(f'{name} ({n})' for name, n in Counter(names).items())}"
+                 for device, names in devices.items())
+        lines.append(f"The runs were evaluated on different devices, which alone can move a score: {'; '.join(where)}.")
     return lines
+
+
+def device_kind(device: str) -> str:
+    """A device in words, without the number of a GPU and that of threads."""
+    return re.sub(r"^cuda:\d+ \((.*)\)$", r"\1", re.sub(r", \d+ threads?", "", device))
 
 
 def ablation_table(row: Mapping, anew: Mapping[str, float]) -> str:
