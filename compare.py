@@ -99,12 +99,12 @@ class Comparison:
 
     def find_jobs(self) -> tuple[list[Job], list[Job]]:
         """All jobs that are known, and those that are done, whose rows are then stored."""
-        jobs = self.plan.jobs()
-        before = len(self.content["rows"])
-        self.content = comparison_rows.collect(self.content, jobs, self.parts)
-        if len(self.content["rows"]) != before:
-            comparison_rows.save(self.out, self.content)
-            jobs = self.plan.jobs()  # what is done may make others possible
+        known = -1
+        while len(self.content["rows"]) != known:  # what is done may make others possible, which may be done too
+            known, jobs = len(self.content["rows"]), self.plan.jobs()
+            self.content = comparison_rows.collect(self.content, jobs, self.parts)
+            if len(self.content["rows"]) != known:
+                comparison_rows.save(self.out, self.content)
         done = {(row["entry"], row["seed"]) for row in self.content["rows"]}
         return jobs, [job for job in jobs if (job.entry, job.seed) in done]
 

@@ -22,7 +22,7 @@ from models.losses import resize_logits
 from utils.cli import run_command
 from utils.engine import search_losses, train_losses
 from utils.errors import InputError
-from utils.options import check_numbers
+from utils.options import check_numbers, check_size
 from utils.runtime import Precision, keep_freed_memory, select_device
 from utils.step_graphs import StepGraphs
 
@@ -31,7 +31,7 @@ PARTS = ("steps", "inference", "loading", "evaluation", "memory", "engines", "gr
 
 
 def make_step(kind, device, size, batch, dtype="float32", compiled=False, graphs=None):
-    """A function that does one optimizer step. graphs: StepGraphs, if it shall be launched so.
+    """A function that does one optimizer step. graphs: StepGraphs, if it runs as CUDA graphs.
 
     kind: "search", "train", their "plain ...", "search by modules" (without models/folded_search.py), or "encoder".
     """
@@ -192,10 +192,12 @@ def growth(device, sync):
 def main(args):
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device is cuda, but PyTorch sees no CUDA device here; leave the option out for the CPU")
+    check_numbers(args, ("threads", "batch_size"), at_least=1)
+    if args.crop_size is not None:
+        check_size(args.crop_size, "--crop_size")
     # on a GPU both sides have the commands' precision of matrix products and tuned convolutions
     device = select_device(0) if args.device == "cuda" else torch.device("cpu")
     torch.backends.cudnn.benchmark = device.type == "cuda"
-    check_numbers(args, ("threads", "crop_size", "batch_size"), at_least=1)
     torch.set_num_threads(args.threads)
     sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     if args.keep_memory:

@@ -97,25 +97,29 @@ def resumed(runs: Runs, task: str) -> Iterator[Finding]:
     last = last_checkpoint(copy)
     last.unlink()
     runs.run(TRAIN, "--resume", copy)
-    contents = [load_file(str(folder / last.name), "checkpoint") for folder in (whole, copy)]
+    yield same_tensors(whole / last.name, copy / last.name)
+
+
+def same_tensors(one: Path, other: Path) -> Finding:
+    """Whether two checkpoints have the same weights, buffers and momentum, to the last bit."""
+    contents = [load_file(str(path), "checkpoint") for path in (one, other)]
     tensors = [{**content["state_dict"], **{f"momentum {i}": state["momentum_buffer"]
                                             for i, state in content["optimizer"]["state"].items()}}
                for content in contents]
     different = [name for name, value in tensors[0].items() if not torch.equal(value, tensors[1][name])]
-    yield Finding("", not different, f"{len(different)} of {len(tensors[0])} tensors differ" +
-                  (f", the first is {different[0]}" if different else ""))
+    return Finding("", not different, f"{len(different)} of {len(tensors[0])} tensors differ" +
+                   (f", the first is {different[0]}" if different else ""))
 
 
 def same_with_graphs(runs: Runs, task: str) -> Iterator[Finding]:
     """A run with --cuda_graphs and one without, both deterministic."""
-    contents = []
+    checkpoints = []
     for options in ([], ["--cuda_graphs"]):
         out = runs.fresh("graphs")
         runs.run(*runs.training, *TASKS[task], "--max_epoch", 2, "--eval_list", "none", "--deterministic", *options,
                  "--exp_path", out)
-        contents.append(load_file(str(last_checkpoint(only_run(out))), "checkpoint")["state_dict"])
-    different = [name for name, value in contents[0].items() if not torch.equal(value, contents[1][name])]
-    yield Finding("", not different, f"{len(different)} of {len(contents[0])} tensors differ")
+        checkpoints.append(last_checkpoint(only_run(out)))
+    yield same_tensors(*checkpoints)
 
 
 def equal_to_one(runs: Runs, task: str) -> Iterator[Finding]:

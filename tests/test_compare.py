@@ -154,6 +154,20 @@ def test_what_is_said_below_the_table():
     assert "the best 30.00 %, the worst 20.00 %" in random
 
 
+def test_results_that_came_from_elsewhere_are_all_collected_at_once(data, tmp_path):
+    """Those of the random connectivities too, which are jobs only once the search has its row."""
+    for job in ("search/seed0", "random/0"):
+        (tmp_path / job).mkdir(parents=True)
+        (tmp_path / job / "result.json").write_text(json.dumps({"m_iou": 0.4, "parts": {}, "connectivity":
+                                                       connectivity.describe(connectivity.published())}))
+    (tmp_path / "random" / "mask_0.txt").write_text(connectivity.describe(connectivity.published()))
+    outcome = call("compare.py", "--entries", "search", "random:1", "--seeds", 0, *TINY_RUNS, *folders(data), "--out",
+                   tmp_path, "--print_commands")
+    assert outcome == (0, "")
+    rows = json.loads((tmp_path / "comparison.json").read_text())["rows"]
+    assert len(rows) == 2
+
+
 def test_devices_of_several_kinds_are_named_below_the_table():
     rows = [row("fcn", 0, 0.2, device="cuda:0 (NVIDIA H200)"), row("fcn", 1, 0.2, device="cuda:1 (NVIDIA H200)")]
     assert remarks({"rows": rows}) == []
