@@ -108,23 +108,24 @@ class Comparison:
         done = {(row["entry"], row["seed"]) for row in self.content["rows"]}
         return jobs, [job for job in jobs if (job.entry, job.seed) in done]
 
-    def find_random(self, number: int) -> list[Path] | None:
+    def find_random(self, entry: Entry) -> list[Path] | None:
         """The files of the random masks, which are drawn when the networks are known whose cost they have to have."""
-        masks = self.masks_of_search()
+        searched = any(other.text == "search" for other in self.plan.entries)
+        masks = self.masks_of(parse_entry(entry.other or ("search" if searched else "published")))
         if masks is None:
             return None
-        return random_masks(self.out / "random", number, masks, self.network(connectivity.full(len(masks[0])), {}),
-                            self.args.size)
+        return random_masks(self.out / entry.name, entry.number, masks,
+                            self.network(connectivity.full(len(masks[0])), {}), self.args.size)
 
-    def masks_of_search(self) -> list[np.ndarray] | None:
-        """What the search found, with each seed; None while it has not. Without a search: the published one.
+    def masks_of(self, entry: Entry) -> list[np.ndarray] | None:
+        """An entry's connectivities: the one that it names, or those that its search found, with each seed.
 
-        What a search found is known once it is pruned, before its network is trained.
+        What a search found is known once it is pruned, before its network is trained; None until then.
         """
-        if not any(entry.text == "search" for entry in self.plan.entries):
-            return [connectivity.published(len(make_backbone(self.settings["backbone_name"]).channels))]
-        rows = {row["seed"]: row for row in self.content["rows"] if row["entry"] == "search"}
-        files = self.plan.files_of_search()
+        if entry.kind == "mask":
+            return [connectivity.load(entry.text, len(make_backbone(self.settings["backbone_name"]).channels))]
+        rows = {row["seed"]: row for row in self.content["rows"] if row["entry"] == entry.name}
+        files = self.plan.files_of_search(entry)
         if any(seed not in rows and not files[seed].exists() for seed in self.args.seeds):
             return None
         return [comparison_rows.mask_of(rows[seed]) if seed in rows else connectivity.load(str(files[seed]))

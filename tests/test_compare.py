@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -49,6 +50,7 @@ def plan(tmp_path, *entries, seeds=(0, 1), **more):
 @pytest.mark.parametrize("text, name, kind", [
     ("search", "search", "search"), ("search:--sparse 0.02", "search-sparse_0.02", "search"), ("l1", "l1", "search"),
     ("maskconnect:4", "maskconnect4", "search"), ("random:7", "random", "random"), ("unet", "unet", "mask"),
+    ("random:7:unet", "random-unet", "random"), ("random:7:search:--lr 0.02", "random-search-lr_0.02", "random"),
     ("deeplabv3", "deeplabv3", "mask"), ("without:search", "without-search", "without")])
 def test_an_entry_is_read(text, name, kind):
     entry = parse_entry(text)
@@ -59,7 +61,10 @@ def test_an_entry_is_read(text, name, kind):
     (["bogus"], "unknown entry 'bogus'"), (["random:0"], "no number after the colon"), (["random:x"], "no number"),
     (["fcn", "fcn"], "are the same"), (["maskconnect:3", "maskconnect"], "are the same"),
     (["without:unet"], "needs the network of 'unet'"), (["without:random:3"], "name one"), (["missing.npy"], "missing"),
-    (["without:"], "unknown entry")])
+    (["without:"], "unknown entry"), (["random:x:unet"], "no number"), (["random::unet"], "no number"),
+    (["random:2:bogus"], "unknown entry 'bogus'"), (["random:2:random:3"], "name one"),
+    (["search", "random:2:search:--sparse 0.02"], "needs the network of 'search:--sparse 0.02'"),
+    (["random:2:unet", "random:3:unet"], "are the same"), (["maskconnect:2:unet"], "no number")])
 def test_what_is_no_entry_is_refused(data, tmp_path, texts, words):
     outcome = call("compare.py", "--entries", *texts, *TINY_RUNS, *folders(data), "--out", tmp_path / "out")
     assert outcome.code == 2 and words in outcome.text and "\n" not in outcome.text, outcome.text
@@ -145,13 +150,14 @@ def test_what_is_said_below_the_table():
     same = dict.fromkeys(("0.001", "0.1", "0.5"), "published")
     rows = [row("search", 0, 0.4, "published", thresholds=same),
             row("search", 1, 0.4, "unet", thresholds={**same, "0.5": "fcn"}), row("random 0", 0, 0.2),
-            row("random 1", 1, 0.3)]
-    likeness, thresholds, random = remarks({"rows": rows})
+            row("random 1", 1, 0.3), row("random-unet 0", 0, 0.1), row("random-unet 1", 1, 0.2)]
+    likeness, thresholds, *random = remarks({"rows": rows})
     both = connectivity.published() & connectivity.unet()
     either = connectivity.published() | connectivity.unet()
     assert f"share {100 * both.sum() / either.sum():.0f} %" in likeness
     assert "the same connectivity in 1 of 2 searches" in thresholds
-    assert "the best 30.00 %, the worst 20.00 %" in random
+    assert [line.split(",")[0] for line in random] == ["random: 2 connectivities", "random-unet: 2 connectivities"]
+    assert "the best 30.00 %, the worst 20.00 %" in random[0]
 
 
 def test_results_that_came_from_elsewhere_are_all_collected_at_once(data, tmp_path):
@@ -301,17 +307,37 @@ def test_what_a_command_makes_possible_starts_before_its_job_ends(tmp_path):
 
 def test_what_the_searches_found_is_known_once_they_are_pruned(tmp_path):
     made = plan(tmp_path, "search", seeds=[0, 1])
-    files = made.files_of_search()
+    search, = made.entries
+    files = made.files_of_search(search)
     assert [str(files[job.seed]) in job.commands[2] for job in made.jobs()] == [True, True]
     args = SimpleNamespace(seeds=[0, 1])
     content = {"rows": [row("search", 0, 0.4, "unet")]}
     comparison = SimpleNamespace(plan=made, args=args, content=content)
-    assert compare.Comparison.masks_of_search(comparison) is None
+    assert compare.Comparison.masks_of(comparison, search) is None
     files[1].parent.mkdir(parents=True)
     np.save(files[1], connectivity.load("fcn"))
-    masks = compare.Comparison.masks_of_search(comparison)
+    masks = compare.Comparison.masks_of(comparison, search)
     assert [connectivity.describe(mask) for mask in masks] == [connectivity.describe(connectivity.load(name))
                                                                for name in ("unet", "fcn")]
+
+
+def test_random_connectivities_cost_what_the_entry_does_that_they_name(tmp_path):
+    """A search with options: what it found; a named connectivity: that one; nothing named: what `search` found."""
+    entries = parse_entries(["search", "search:--sparse 0.02", "random:1", "random:1:search:--sparse 0.02",
+                             "random:1:unet"])
+    made = Plan(entries, [0], tmp_path, settings())
+    content = {"rows": [row("search", 0, 0.4, "published"), row("search-sparse_0.02", 0, 0.4, "sparseacn")]}
+    comparison = SimpleNamespace(
+        plan=made, content=content, out=tmp_path, parts={},
+        args=SimpleNamespace(seeds=[0], size=(64, 64)), settings={"backbone_name": "mobilenet_v2"},
+        network=lambda mask, parts: SparseMask(mask, depth=4, num_classes=3))
+    comparison.masks_of = partial(compare.Comparison.masks_of, comparison)
+    cost = connection_costs(comparison.network(connectivity.full(), {}), "parameters", (64, 64))
+    for entry, name in zip(entries[2:], ("published", "sparseacn", "unet"), strict=True):
+        path, = compare.Comparison.find_random(comparison, entry)
+        assert path.parent == tmp_path / entry.name
+        drawn, target = (connectivity.load(mask) for mask in (path, name))
+        assert abs((cost * drawn).sum() / (cost * target).sum() - 1) <= 0.1
 
 
 def test_what_the_runs_warn_of_is_passed_on_once(tmp_path, capsys):

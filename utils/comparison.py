@@ -25,14 +25,15 @@ SEARCHES = {  # entries that search: the options of their search, beside the com
 }
 COUNTED = {"random": 5, "maskconnect": 3}  # entries that take a number, as in random:5, and its default
 NETWORKS = {"deeplabv3": "--fusion aspp"}  # named connectivities whose network has a part of its own
-FORMS = ("search, search:OPTIONS, l1, maskconnect:K, random:K, without:ENTRY, a mask file, or one of "
+FORMS = ("search, search:OPTIONS, l1, maskconnect:K, random:K, random:K:ENTRY, without:ENTRY, a mask file, or one of "
          f"{', '.join(connectivity.NAMED)}")
 
 
 @dataclass(frozen=True)
 class Entry:
     """One row of the table. text: as it stands on the command line; name: of its folder; kind: "search" or "mask", or
-    "random" or "without", which make further masks or scores out of those of `other`.
+    "random" or "without", which make further masks or scores out of those of `other`, the text of another entry; for
+    "random" it may be empty: then `search`, or without one `published`.
     """
     text: str
     name: str
@@ -66,26 +67,35 @@ def parse_entry(text: str) -> Entry:
     """An entry of the command line. Raises InputError if it is none."""
     kind, _, rest = text.partition(":")
     if kind in COUNTED:
-        number = int(rest) if rest.isdecimal() else COUNTED[kind] if not rest else 0
+        count, other = rest, ""
+        if kind == "random":
+            count, _, other = rest.partition(":")
+        number = int(count) if count.isdecimal() else COUNTED[kind] if not rest else 0
         if not 1 <= number <= 1000:
             raise InputError(f"the entry {text!r} has no number after the colon; write for example "
                              f"{kind}:{COUNTED[kind]}", about="entries")
-        name = f"{kind}{number}" if kind == "maskconnect" else kind
-        return Entry(text, name, "random" if kind == "random" else "search", SEARCHES.get(kind, ""), number)
+        if kind == "maskconnect":
+            return Entry(text, f"{kind}{number}", "search", SEARCHES[kind], number)
+        name = f"{kind}-{parse_network(text, other).name}" if other else kind
+        return Entry(text, name, "random", number=number, other=other)
     if kind in SEARCHES:
         name = re.sub(r"[^\w.=-]+", "_", f"{kind} {rest}".strip()).replace("_--", "-")
         return Entry(text, name, "search", f"{SEARCHES[kind]} {rest}".strip())
     if kind == "without" and rest:
-        other = parse_entry(rest)
-        if other.kind not in ("search", "mask"):
-            raise InputError(f"the entry {text!r} takes connections away from one network; name one, not {rest}",
-                             about="entries")
-        return Entry(text, f"without-{other.name}", "without", other=rest)
+        return Entry(text, f"without-{parse_network(text, rest).name}", "without", other=rest)
     if connectivity.is_mask(text):
         if text not in connectivity.NAMED:
             connectivity.load(text)  # now, and not after hours
         return Entry(text, text if text in connectivity.NAMED else Path(text).stem, "mask", NETWORKS.get(text, ""))
     raise InputError(f"unknown entry {text!r}; known are {FORMS}", about="entries")
+
+
+def parse_network(text: str, other: str) -> Entry:
+    """The entry `other`, which the entry `text` names. Raises InputError if it is none that has a network."""
+    entry = parse_entry(other)
+    if entry.kind not in ("search", "mask"):
+        raise InputError(f"the entry {text!r} needs a network after its colon; name one, not {other}", about="entries")
+    return entry
 
 
 def parse_entries(texts: Sequence[str]) -> list[Entry]:
@@ -96,7 +106,8 @@ def parse_entries(texts: Sequence[str]) -> list[Entry]:
             if entry.name == earlier.name:
                 raise InputError(f"the entries {earlier.text!r} and {entry.text!r} are the same, or their names are; "
                                  f"give one of them", about="entries")
-        if entry.kind == "without" and entry.other not in texts:
+        needs_runs = entry.kind == "without" or entry.other and parse_entry(entry.other).kind == "search"
+        if needs_runs and entry.other not in texts:
             raise InputError(f"the entry {entry.text!r} needs the network of {entry.other!r}; add that entry too",
                              about="entries")
     return entries
@@ -107,14 +118,14 @@ class Plan:
 
     settings: the options that all runs share, by name, as train_sparse_mask.py has them. search, finetune: further
     options, as text, of all searches, and of a second training from the first one's weights (None: there is none).
-    evaluation: the options of the evaluation beside the data's, as text. find_random(number) -> the files of the random
+    evaluation: the options of the evaluation beside the data's, as text. find_random(entry) -> the files of the random
     masks, or None while the networks are not found whose cost they have to have. find_without(entry) -> {name of a
     connection: file of the mask without it}, of those that are trained anew; empty while its network is not known.
     """
 
     def __init__(self, entries: Sequence[Entry], seeds: Sequence[int], out: Path, settings: Mapping, search: str = "",
                  finetune: str | None = None, evaluation: str = "",
-                 find_random: Callable[[int], Sequence[Path] | None] = lambda number: None,
+                 find_random: Callable[[Entry], Sequence[Path] | None] = lambda entry: None,
                  find_without: Callable[[Entry], Mapping[str, Path]] = lambda entry: {}):
         self.entries, self.seeds, self.out, self.settings = entries, seeds, out, settings
         self.search, self.finetune, self.evaluation, self.find_random = search, finetune, evaluation, find_random
@@ -155,7 +166,7 @@ class Plan:
         jobs = []
         for entry in self.entries:
             if entry.kind == "random":
-                masks = self.find_random(entry.number) or []
+                masks = self.find_random(entry) or []
                 jobs += [self.job(f"{entry.name} {number}", number, self.out / entry.name / str(number), str(mask))
                          for number, mask in enumerate(masks)]
                 continue
@@ -175,11 +186,10 @@ class Plan:
     def waiting(self) -> list[str]:
         """Sentences about jobs that cannot be named yet."""
         return [f"{entry.text} waits for the networks that the search finds" for entry in self.entries
-                if entry.kind == "random" and self.find_random(entry.number) is None]
+                if entry.kind == "random" and self.find_random(entry) is None]
 
-    def files_of_search(self) -> dict[int, Path]:
-        """The mask that the entry `search` will have written, by seed."""
-        entry = parse_entry("search")
+    def files_of_search(self, entry: Entry) -> dict[int, Path]:
+        """The mask that an entry's search will have written, by seed."""
         return {seed: Path(self.search_commands(entry, seed, self.folder(entry, seed))[0]) for seed in self.seeds}
 
     def folder(self, entry: Entry, seed: int) -> Path:

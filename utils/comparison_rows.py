@@ -2,6 +2,7 @@
 import hashlib
 import itertools
 import json
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -125,6 +126,5 @@ def group_rows(rows: Sequence[Mapping]) -> dict[str, list]:
     """The rows by entry, in their order. The random masks, "random 0" and so on, are one entry."""
     groups = {}
     for row in rows:
-        name = row["entry"]
-        groups.setdefault("random" if name.startswith("random ") else name, []).append(row)
+        groups.setdefault(re.sub(r"^(random\S*) \d+$", r"\1", row["entry"]), []).append(row)
     return groups

@@ -75,9 +75,9 @@ def remarks(content: Mapping) -> list[str]:
     lines = []
     for name, rows in group_rows(content["rows"]).items():
         searched = [row for row in rows if "thresholds" in row]
-        if name == "random" and len(rows) > 1:
+        if rows[0]["entry"] != name and len(rows) > 1:
             scores = [row["m_iou"] for row in rows]
-            lines.append(f"random: {len(rows)} connectivities, the best {100 * max(scores):.2f} %, the worst "
+            lines.append(f"{name}: {len(rows)} connectivities, the best {100 * max(scores):.2f} %, the worst "
                          f"{100 * min(scores):.2f} %.")
         if not searched or name.startswith(ABLATION):
             continue
