@@ -97,14 +97,16 @@ def test_a_table_that_is_none_is_one_sentence(tmp_path):
 def test_the_names_in_a_comparison_cover_neither_each_other_nor_a_point():
     from utils.comparison_drawing import draw_comparison
     names = ["search", "a variant with a long name", "another one", "unet", "published"]
-    entries = [{"entry": name, "macs": 2e9 + 1e7 * i, "m_iou": (0.5 + 0.001 * i, None), "m_ious": [0.5 + 0.001 * i]}
-               for i, name in enumerate(names)]
-    figure = draw_comparison([*entries, {"entry": "far", "macs": 3e9, "m_iou": (0.6, 0.01), "m_ious": [0.59, 0.61]}],
-                             "6 runs")
+    entries = [{"entry": name, "macs": 2e9 + 1e7 * i, "parameters": 5e5 + 1e4 * i, "m_iou": (0.5 + 0.001 * i, None),
+                "m_ious": [0.5 + 0.001 * i]} for i, name in enumerate(names)]
+    figure = draw_comparison([*entries, {"entry": "far", "macs": 3e9, "parameters": 2e6, "m_iou": (0.6, 0.01),
+                                         "m_ious": [0.59, 0.61]}], "6 runs")
     figure.draw_without_rendering()
-    labels = [text for text in figure.axes[0].texts if text.get_text() in names]
-    boxes = [label.get_window_extent() for label in labels]
-    assert len(boxes) == len(names)
-    for i, box in enumerate(boxes):
-        assert not any(box.overlaps(other) for other in boxes[:i])
-        assert not any(box.contains(*label.axes.transData.transform(label.xy)) for label in labels)
+    for axes, cost in zip(figure.axes, ("macs", "parameters"), strict=True):
+        labels = [text for text in axes.texts if text.get_text() in names]
+        assert [label.xy[0] * (1e9 if cost == "macs" else 1e6) for label in labels] == [
+            pytest.approx(entry[cost]) for entry in entries]
+        boxes = [label.get_window_extent() for label in labels]
+        for i, box in enumerate(boxes):
+            assert not any(box.overlaps(other) for other in boxes[:i])
+            assert not any(box.contains(*label.axes.transData.transform(label.xy)) for label in labels)
