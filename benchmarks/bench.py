@@ -30,8 +30,9 @@ SPARSE = 0.01
 PARTS = ("steps", "inference", "loading", "evaluation", "memory", "engines", "growth")
 
 
-def make_step(kind, device, size, batch, dtype="float32", compiled=False, graphs=None):
-    """A function that does one optimizer step. graphs: StepGraphs, if it runs as CUDA graphs.
+def make_step(kind, device, size, batch, dtype="float32", compiled=False, graphs=None, prepare=lambda network: None):
+    """A function that does one optimizer step. graphs: StepGraphs, if it runs as CUDA graphs. prepare: called with the
+    network.
 
     kind: "search", "train", their "plain ...", "search by modules" (without models/folded_search.py), or "encoder".
     """
@@ -39,6 +40,7 @@ def make_step(kind, device, size, batch, dtype="float32", compiled=False, graphs
     precision = Precision(dtype, device)
     search, plain = "search" in kind, "plain" in kind
     network = FullyDenseNetwork() if search else SparseMask(connectivity.load("published"))
+    prepare(network)
     network = (network.to(device) if plain else precision.place(network)).train()
     image, label = torch.randn(batch, 3, size, size), torch.randint(0, 21, (batch, size, size)).to(device)
     image = image.to(device, memory_format=torch.contiguous_format if plain else torch.channels_last)

@@ -4,7 +4,7 @@ import argparse
 import pytest
 import torch
 
-from helpers import TINY, call, folders, only_run
+from helpers import TINY, call, folders, only_run, run
 from utils import hardware
 from utils.options import add_device_options
 from utils.runtime import select_device
@@ -90,6 +90,32 @@ def test_the_log_says_why_it_is_the_cpu(monkeypatch, reason, said):
     assert select_device(0, lines.append) == CPU
     assert len(lines) == 1 and lines[0].startswith("running on the CPU (") and said in lines[0]
     assert select_device(-1, lines.append) == CPU and "; " not in lines[1]
+
+
+PROBE = """
+import torch
+from models.losses import total_sparse_loss
+
+def probe(strengths):
+    if strengths[0].requires_grad:  # in a step, and not while the options are checked
+        a = torch.full((2 ** 20,), 1e-30, requires_grad=True)
+        (a * 1e-10 * 1e-32).sum().backward()
+        print("probe:", torch.get_num_threads(), int((a * 1e-10).count_nonzero()), int(a.grad.count_nonzero()))
+    return total_sparse_loss(strengths)
+"""
+
+
+def test_a_search_on_a_cpu_computes_with_no_denormal_numbers_in_any_thread(data, tmp_path, monkeypatch):
+    """They would make its last steps, where strengths are nearly 0, many times slower."""
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush them")
+    (tmp_path / "probing.py").write_text(PROBE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    printed = run("train_sparse_mask.py", "--search", *TINY, *folders(data), "--max_epoch", 1, "--sparse_loss",
+                  "probing:probe", "--exp_path", tmp_path / "runs")
+    probes = [line for line in printed.splitlines() if "probe:" in line]
+    assert probes and all(line.endswith("probe: 2 0 0") for line in probes), printed
 
 
 def test_help_says_that_mps_is_not_used():
