@@ -94,6 +94,16 @@ def test_a_table_that_is_none_is_one_sentence(tmp_path):
         read_strengths(tmp_path)
 
 
+@pytest.mark.parametrize("parameters", [(450_000, 460_000), (300_000, 900_000), (80_000, 1_930_000)])
+def test_both_axes_of_a_comparison_have_numbers(parameters):
+    from utils.comparison_drawing import draw_comparison
+    figure = draw_comparison([{"entry": str(i), "macs": 2e9 + 1e7 * i, "parameters": number, "m_iou": (0.5, None),
+                               "m_ious": [0.5]} for i, number in enumerate(parameters)], "2 runs")
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        assert sum(low <= tick <= high for tick in axes.get_xticks()) >= 2
+
+
 def test_the_names_in_a_comparison_cover_neither_each_other_nor_a_point():
     from utils.comparison_drawing import draw_comparison
     names = ["search", "a variant with a long name", "another one", "unet", "published"]
