@@ -1,4 +1,4 @@
-"""A search step on a CPU with denormal numbers and without, by the strengths of connections that it is dropping.
+"""A search step on a CPU with denormal numbers and with these flushed to zero, by the strength of dropped connections.
 
     python -m benchmarks.denormals
 
@@ -15,7 +15,7 @@ from benchmarks.bench import make_step
 from benchmarks.timing import machine, median_times, milliseconds, print_table
 from models import connectivity
 from utils.cli import run_command
-from utils.options import HelpFormatter
+from utils.options import HelpFormatter, check_numbers
 
 STRENGTHS = (0.5, 1e-5, 1e-10, 1e-15, 1e-20, 1e-25, 1e-30)
 SIZE, BATCH = 257, 2
@@ -52,9 +52,10 @@ def row(p, rounds):
 
 def main(args):
     """Measures and prints."""
+    check_numbers(args, ("rounds",), at_least=1)
     torch.set_num_threads(1)
     print(machine(torch.device("cpu")))
-    print_table(["strength of dropped connections", "denormal numbers", "0 in their place", "ratio"],
+    print_table(["strength of dropped connections", "with denormals", "flushed to zero", "ratio"],
                 (row(p, args.rounds) for p in STRENGTHS),
                 lambda p, slow, fast: (f"{p:g}", milliseconds(slow), milliseconds(fast), f"{slow / fast:.1f}x"))
 

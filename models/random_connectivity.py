@@ -36,7 +36,8 @@ def random_connectivities(count: int, costs: Sequence[np.ndarray], targets: Sequ
                 if len(found) == count:
                     return list(found.values())
     raise InputError(f"among {DRAWS:,} random connectivities, {len(found)} have the cost of "
-                     f"{' and '.join(f'{target:.3g}' for target in targets)}, {count} are needed; ask for fewer")
+                     f"{' and '.join(f'{target:.3g}' for target in targets)}, {count} are needed; "
+                     f"{'ask for fewer' if found else 'such a cost is too rare to draw, so ask for another one'}")
 
 
 def as_strengths(connectivity: np.ndarray) -> list[np.ndarray]:

@@ -12,7 +12,7 @@ find_foldable = encoder_folding.foldable_pairs
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def independent():
     """Every test draws the same random numbers and computes in the same way, whichever ran before it."""
     torch.manual_seed(0)
     torch.set_flush_denormal(False)  # commands that ran in this process have set it

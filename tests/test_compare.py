@@ -64,7 +64,8 @@ def test_an_entry_is_read(text, name, kind):
     (["without:"], "unknown entry"), (["random:x:unet"], "no number"), (["random::unet"], "no number"),
     (["random:2:bogus"], "unknown entry 'bogus'"), (["random:2:random:3"], "name one"),
     (["search", "random:2:search:--sparse 0.02"], "needs the network of 'search:--sparse 0.02'"),
-    (["random:2:unet", "random:3:unet"], "are the same"), (["maskconnect:2:unet"], "no number")])
+    (["random:2:unet", "random:3:unet"], "are the same"), (["maskconnect:2:unet"], "no number"),
+    (["random:2:"], "unknown entry ''"), (["random:2:deeplabv3"], "what deeplabv3 costs")])
 def test_what_is_no_entry_is_refused(data, tmp_path, texts, words):
     outcome = call("compare.py", "--entries", *texts, *TINY_RUNS, *folders(data), "--out", tmp_path / "out")
     assert outcome.code == 2 and words in outcome.text and "\n" not in outcome.text, outcome.text

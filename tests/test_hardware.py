@@ -105,7 +105,7 @@ def probe(strengths):
 """
 
 
-def test_a_search_on_a_cpu_computes_with_no_denormal_numbers_in_any_thread(data, tmp_path, monkeypatch):
+def test_a_search_on_a_cpu_flushes_denormal_numbers_in_every_thread(data, tmp_path, monkeypatch):
     """They would make its last steps, where strengths are nearly 0, many times slower."""
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor cannot flush them")

@@ -67,16 +67,17 @@ def parse_entry(text: str) -> Entry:
     """An entry of the command line. Raises InputError if it is none."""
     kind, _, rest = text.partition(":")
     if kind in COUNTED:
-        count, other = rest, ""
-        if kind == "random":
-            count, _, other = rest.partition(":")
+        count, colon, other = rest.partition(":") if kind == "random" else (rest, "", "")
         number = int(count) if count.isdecimal() else COUNTED[kind] if not rest else 0
         if not 1 <= number <= 1000:
             raise InputError(f"the entry {text!r} has no number after the colon; write for example "
                              f"{kind}:{COUNTED[kind]}", about="entries")
         if kind == "maskconnect":
             return Entry(text, f"{kind}{number}", "search", SEARCHES[kind], number)
-        name = f"{kind}-{parse_network(text, other).name}" if other else kind
+        if other in NETWORKS:
+            raise InputError(f"the entry {text!r}: what {other} costs is not that of its connections alone, so no "
+                             f"random ones compare with it; name another entry", about="entries")
+        name = f"{kind}-{parse_network(text, other).name}" if colon else kind
         return Entry(text, name, "random", number=number, other=other)
     if kind in SEARCHES:
         name = re.sub(r"[^\w.=-]+", "_", f"{kind} {rest}".strip()).replace("_--", "-")

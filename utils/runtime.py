@@ -69,12 +69,11 @@ def keep_freed_memory() -> None:
 
 
 def flush_denormals() -> None:
-    """From now on this process computes with 0 in place of numbers too small for full precision, below 1.2e-38 in
-    float32, where the processor can do that.
+    """From now on this process flushes denormal numbers (below 1.2e-38 in float32) to zero, if the processor can.
 
-    Such numbers slow a CPU down. Near the end of a search there are many: gradients that have passed several
-    connections with strengths near 0. Threads inherit the setting from the one that starts them, so this has to come
-    before torch starts its own, with the first large tensor.
+    They slow a CPU down. Near the end of a search there are many: gradients that have passed several
+    connections with strengths near 0. A thread inherits the setting from the one that starts it, so call this before
+    torch starts its own threads, which it does with the first large tensor.
     """
     for dtype in (np.float32, np.float64):
         np.finfo(dtype)  # NumPy 1.26 would warn about it later
