@@ -5,11 +5,12 @@ import numpy as np
 import torch
 
 from models.losses import sparse_loss, sparsity_target
+from models.pruning import DEFAULT_THRESHOLD
 from utils.errors import InputError
 
 GAIN = 400.0  # of the weight, over all steps in which the strengths learn, for a cost of e times the budget
 DAMPING = 40.0  # of the weight, at once, for such a cost
-LEAST = 1e-6  # of the expected cost over the budget
+LEAST = 1e-6  # of the expected cost over the budget, and of the largest strength of a stage
 
 
 class CostLoss:
@@ -17,8 +18,8 @@ class CostLoss:
 
     In each stage the mean strength is that weighted by `costs`, one array (l+1, 2) per stage. With equal costs it is
     `losses.total_sparse_loss`. budget: the cost, in the same unit, that the pruned decoder shall have; None for none.
-    Then the expected cost over the budget, times `weight`, is added, and `adapt` changes the weight. Nothing here waits
-    for a GPU. Raises InputError for a budget that no decoder has.
+    Then the expected cost over the budget, times `weight`, is added, and `adapt` changes the weight. `anneal` is called
+    before each step. Nothing here waits for a GPU. Raises InputError for a budget that no decoder has.
     """
 
     def __init__(self, costs: Sequence[np.ndarray], budget: float | None = None):
@@ -29,12 +30,18 @@ class CostLoss:
                              about="budget")
         self.costs, self.budget = [torch.as_tensor(c, dtype=torch.float64) for c in costs], budget
         self.weight, self.integral = (torch.zeros((), dtype=torch.float64) for _ in range(2))
+        self.half = torch.ones((), dtype=torch.float64)  # the delta of `kept`
 
     def to(self, device: torch.device) -> "CostLoss":
         """Moves its tensors. Returns itself."""
         self.costs = [c.to(device) for c in self.costs]
         self.weight, self.integral = self.weight.to(device), self.integral.to(device)
+        self.half = self.half.to(device)
         return self
+
+    def anneal(self, progress: float) -> None:
+        """Before a step: counts the costs more as pruning will. progress: as in `Strengths.anneal`."""
+        self.half.fill_(DEFAULT_THRESHOLD ** progress)  # in place: CUDA graphs read it there
 
     def __call__(self, strengths: Sequence[torch.Tensor]) -> torch.Tensor:
         """The loss of strengths, one tensor p (l+1, 2) per stage."""
@@ -44,8 +51,18 @@ class CostLoss:
             return loss
         return loss + (self.weight * self.expected_cost(strengths) / self.budget).to(loss.dtype)
 
+    def kept(self, p: torch.Tensor) -> torch.Tensor:
+        """How far each connection of a stage counts as kept: strengths (l+1, 2) -> float64 (l+1, 2) in [0, 1].
+
+        r / (delta + (1 - delta) r), where r is the strength over the largest of the stage: its BN makes the scale of a
+        stage's strengths irrelevant, so small ones must not be cheap. delta falls from 1, where this is r, to the
+        threshold of pruning, where it is near 1 for all that pruning would keep.
+        """
+        r = p.double() / p.double().amax().clamp(min=LEAST)
+        return r / (self.half + (1 - self.half) * r)
+
     def expected_cost(self, strengths: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The expected cost of the decoder if each connection were kept with the probability p: scalar tensor.
+        """The expected cost of the decoder if each connection were kept with the probability `kept`: scalar tensor.
 
         A stage that nothing reads costs nothing. The finest one is used; another is used with the probability that one
         of its readers is used and reads it, taken as independent. With strengths of 0 and 1 it is the cost of the
@@ -54,10 +71,10 @@ class CostLoss:
         unused = [torch.ones_like(self.weight) for _ in strengths]
         unused[-1] = total = torch.zeros_like(self.weight)
         for l in reversed(range(len(strengths))):
-            p, used = strengths[l].double(), 1 - unused[l]
-            total = total + used * (p * self.costs[l]).sum()
+            q, used = self.kept(strengths[l]), 1 - unused[l]
+            total = total + used * (q * self.costs[l]).sum()
             for source in range(1, l + 1):  # decoder-side source j is stage j - 1
-                unused[source - 1] = unused[source - 1] * (1 - used * p[source, 1])
+                unused[source - 1] = unused[source - 1] * (1 - used * q[source, 1])
         return total
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from models import FullyDenseNetwork, SparseMask, connectivity
 from models.budget import CostLoss
 from models.costs import connection_costs
 from models.losses import total_sparse_loss
-from models.pruning import keep_used, prune_to_cost, rank
+from models.pruning import DEFAULT_THRESHOLD, keep_used, prune_to_cost, rank
 from models.strengths import SigmoidStrengths
 from utils.checkpoint import read_checkpoint
 from utils.errors import InputError
@@ -46,8 +46,8 @@ def test_a_connection_that_costs_more_is_pressed_more():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_expected_cost_of_two_stages_is_the_mean_over_all_connectivities(seed):
-    """With two stages the uses are independent, so that the formula is exact."""
-    strengths, costs = random_strengths(2, seed), random_costs(2, seed)
+    """With two stages the uses are independent, so that the formula is exact before the annealing."""
+    strengths, costs = [p / p.max() for p in random_strengths(2, seed)], random_costs(2, seed)
     flat = np.concatenate([p.numpy().ravel() for p in strengths])
     mean = 0.0
     for kept in itertools.product((0, 1), repeat=flat.size):
@@ -67,6 +67,26 @@ def test_with_strengths_of_0_and_1_it_is_what_pruning_keeps(seed):
     assert float(loss.expected_cost(strengths)) == pytest.approx(loss.pruned_cost(used), rel=1e-12)
 
 
+def test_the_scale_of_a_stage_makes_it_no_cheaper():
+    """BN follows the sum of a stage, so a network with half the strengths computes the same, and is pruned the same."""
+    strengths, loss = random_strengths(5), CostLoss(random_costs(5))
+    for progress in (0.0, 0.5, 1.0):
+        loss.anneal(progress)
+        cost = float(loss.expected_cost(strengths))
+        scaled = [p * scale for p, scale in zip(strengths, (0.1, 1.0, 0.5, 0.3, 0.01), strict=True)]
+        assert float(loss.expected_cost(scaled)) == pytest.approx(cost, rel=1e-12)
+        assert float(loss.expected_cost([p * 0 for p in strengths])) == 0
+
+
+def test_the_annealing_ends_at_the_cost_that_pruning_keeps():
+    strengths = [p.where(p > 0.4, p * 1e-7) for p in random_strengths(9)]  # undecided ones above the threshold
+    loss = CostLoss(random_costs(9))
+    kept = loss.pruned_cost(keep_used([p.numpy() for p in strengths], DEFAULT_THRESHOLD))
+    assert float(loss.expected_cost(strengths)) < 0.8 * kept
+    loss.anneal(1.0)
+    assert float(loss.expected_cost(strengths)) == pytest.approx(kept, rel=0.01)
+
+
 def learn(costs, budget, seed, steps=500):
     """The strengths of a search in which each connection has a value of its own, seen through noise."""
     generator = torch.Generator().manual_seed(seed)
@@ -76,6 +96,7 @@ def learn(costs, budget, seed, steps=500):
     optimizer = NormalizedSGD([{"params": logits, "normalized": True, "dampening": 0.9}], lr=0.1, momentum=0.9)
     for step in range(steps):
         strengths.anneal(step / steps, 50)
+        loss.anneal(step / steps)
         optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / steps) ** 0.9
         p = [strengths(x, noise=False) for x in logits]
         task = sum(((v + 0.01 * torch.randn(v.shape, generator=generator)) * q).sum()

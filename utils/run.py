@@ -23,7 +23,8 @@ class NotFinite(Exception):
 class Schedule:
     """"Poly" learning rate, (1 - i/N)^gamma of each group's `initial_lr`, and the strengths' annealing.
 
-    The strengths stand still for the first `warmup` of the iterations; their poly schedule and annealing take the rest.
+    The strengths stand still for the first `warmup` of the iterations; their poly schedule and annealing take the rest,
+    and so does that of a CostLoss.
     All of it follows from the iteration, so a resumed run needs nothing but its number.
     """
     iterations: int
@@ -31,7 +32,8 @@ class Schedule:
     warmup: float = 0.0
     beta_end: float = 50.0
 
-    def apply(self, iteration: int, optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
+    def apply(self, iteration: int, optimizer: torch.optim.Optimizer, network: nn.Module,
+              cost_loss: CostLoss | None = None) -> None:
         """Sets what iteration `iteration` (from 0; N after the last) runs with."""
         progress = iteration / self.iterations
         late = (progress - self.warmup) / (1 - self.warmup)
@@ -40,6 +42,8 @@ class Schedule:
             group["lr"] = group["initial_lr"] * (1 - share) ** self.gamma if share >= 0 else 0.0
         if hasattr(network, "strengths"):
             network.strengths.anneal(max(late, 0.0), self.beta_end)
+        if cost_loss is not None:
+            cost_loss.anneal(max(late, 0.0))
 
 
 class TrainingState:
@@ -68,7 +72,7 @@ class TrainingState:
 
     def apply_schedule(self) -> None:
         """Sets the learning rates and the annealing of the next iteration."""
-        self.schedule.apply(self.iteration, self.optimizer, self.network)
+        self.schedule.apply(self.iteration, self.optimizer, self.network, self.cost_loss)
 
     def advance(self) -> None:
         """After a step: counts it, and moves the weight of the costs towards their budget."""
