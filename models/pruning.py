@@ -46,32 +46,33 @@ def prune_to_strongest(ranks: Sequence[np.ndarray], count: int) -> np.ndarray:
     return prune([(r >= np.sort(r.ravel())[-min(count, r.size)]).astype(float) for r in ranks], 0.5)
 
 
-def prune_to_cost(ranks: Sequence[np.ndarray], costs: Sequence[np.ndarray], target: float) -> np.ndarray:
+def prune_to_cost(ranks: Sequence[np.ndarray], costs: Sequence[np.ndarray], target: float,
+                  num_weak: int = 0) -> np.ndarray:
     """Ranks of strengths -> connectivity of the strongest connections that cost together about the target.
 
     costs: of the connections, arrays (l+1, 2). The strongest connection of all stages that are used is taken next: of
-    the finest at first, and of another once a connection that reads it is taken. It ends when what `prune` leaves costs
-    the target less COST_MARGIN. What would cost more than the target and COST_MARGIN is left out: a single large
-    connection can be a fifth of a decoder.
+    the finest at first, and of another once a connection that reads it is taken. What would cost more than the target
+    and COST_MARGIN, after `prune`, is left out: a single large connection can be a fifth of a decoder. The num_weak
+    weakest of all are those that the search dropped; they are taken only up to the target less COST_MARGIN.
     """
-    chosen, kept = [np.zeros(r.shape) for r in ranks], empty(len(ranks))
-    waiting = [(int(rank), l, *place) for l, r in enumerate(ranks) for place, rank in np.ndenumerate(r)]
+    chosen, kept, cost = [np.zeros(r.shape) for r in ranks], empty(len(ranks)), 0.0
+    waiting = [(int(number), l, *place) for l, r in enumerate(ranks) for place, number in np.ndenumerate(r)]
     used = {len(ranks) - 1}
     while candidates := [each for each in waiting if each[1] in used]:
         strongest = max(candidates)
         waiting.remove(strongest)
-        _, l, source, side = strongest
+        number, l, source, side = strongest
+        if number < num_weak and cost >= target * (1 - COST_MARGIN):
+            break
         chosen[l][source, side] = 1
         tried = prune(chosen, 0.5)
-        cost = sum(float(c[tried[m, :m + 1]].sum()) for m, c in enumerate(costs))
-        if cost > target * (1 + COST_MARGIN):
+        with_it = sum(float(c[tried[m, :m + 1]].sum()) for m, c in enumerate(costs))
+        if with_it > target * (1 + COST_MARGIN):
             chosen[l][source, side] = 0
             continue
-        kept = tried
+        kept, cost = tried, with_it
         if side == 1 and source > 0:  # decoder-side source j is stage j - 1
             used.add(source - 1)
-        if cost >= target * (1 - COST_MARGIN):
-            break
     return kept
 
 

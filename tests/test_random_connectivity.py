@@ -143,3 +143,17 @@ def test_what_is_strong_comes_before_what_is_weak():
     dear[2][1, 0] = 5  # too dear: the next one is taken
     kept = prune_to_cost(rank(strengths), dear, 2)
     assert np.argwhere(kept).tolist() == [[2, 0, 0], [2, 2, 0]]
+
+
+def test_what_the_search_kept_is_taken_as_long_as_it_fits():
+    """One dear connection is nearly the budget; the cheap ones that the search kept as well still fit."""
+    strengths = [np.full((l + 1, 2), 1e-8) for l in range(3)]
+    strengths[2][:, 0] = 0.9, 0.8, 0.7
+    costs = [np.ones((l + 1, 2)) for l in range(3)]
+    costs[2][0, 0] = 97
+    num_weak = sum(int((p <= 1e-3).sum()) for p in strengths)
+    kept = prune_to_cost(rank(strengths), costs, 100, num_weak)
+    assert np.argwhere(kept).tolist() == [[2, 0, 0], [2, 1, 0], [2, 2, 0]]
+    costs[2][0, 0] = 2  # what the search kept costs 4: the weak ones fill up to the budget of 5
+    kept = prune_to_cost(rank(strengths), costs, 5, num_weak)
+    assert np.argwhere(kept).tolist() == [[2, 0, 0], [2, 0, 1], [2, 1, 0], [2, 2, 0]]
