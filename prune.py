@@ -94,8 +94,8 @@ def main(args: argparse.Namespace) -> None:
         kept, rule = prune_to_strongest(ranks, args.strongest), f"strongest_{args.strongest}"
         how = f"the {args.strongest} strongest inputs of each stage"
     elif budget:
-        num_weak = sum(int((p <= DEFAULT_THRESHOLD).sum()) for p in strengths)
-        kept, rule = prune_to_cost(ranks, *budget, num_weak), "budget"
+        num_dropped = sum(int((p <= DEFAULT_THRESHOLD).sum()) for p in strengths)
+        kept, rule = prune_to_cost(ranks, *budget, num_dropped), "budget"
         cost = sum(float(c[kept[l, :l + 1]].sum()) for l, c in enumerate(budget[0]))
         how = (f"the strongest connections within the budget of the search, {budget[1]:,.4g} "
                f"{UNITS[checkpoint.settings['cost']]}: they cost {cost:,.4g}")

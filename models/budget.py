@@ -30,18 +30,18 @@ class CostLoss:
                              about="budget")
         self.costs, self.budget = [torch.as_tensor(c, dtype=torch.float64) for c in costs], budget
         self.weight, self.integral = (torch.zeros((), dtype=torch.float64) for _ in range(2))
-        self.half = torch.ones((), dtype=torch.float64)  # the delta of `kept`
+        self.delta = torch.ones((), dtype=torch.float64)  # of `kept`
 
     def to(self, device: torch.device) -> "CostLoss":
         """Moves its tensors. Returns itself."""
         self.costs = [c.to(device) for c in self.costs]
         self.weight, self.integral = self.weight.to(device), self.integral.to(device)
-        self.half = self.half.to(device)
+        self.delta = self.delta.to(device)
         return self
 
     def anneal(self, progress: float) -> None:
-        """Before a step: counts the costs more as pruning will. progress: as in `Strengths.anneal`."""
-        self.half.fill_(DEFAULT_THRESHOLD ** progress)  # in place: CUDA graphs read it there
+        """Called before each step: sets the delta of `kept`. progress: as in `Strengths.anneal`."""
+        self.delta.fill_(DEFAULT_THRESHOLD ** progress)  # in place: CUDA graphs read it there
 
     def __call__(self, strengths: Sequence[torch.Tensor]) -> torch.Tensor:
         """The loss of strengths, one tensor p (l+1, 2) per stage."""
@@ -54,12 +54,12 @@ class CostLoss:
     def kept(self, p: torch.Tensor) -> torch.Tensor:
         """How far each connection of a stage counts as kept: strengths (l+1, 2) -> float64 (l+1, 2) in [0, 1].
 
-        r / (delta + (1 - delta) r), where r is the strength over the largest of the stage: its BN makes the scale of a
-        stage's strengths irrelevant, so small ones must not be cheap. delta falls from 1, where this is r, to the
-        threshold of pruning, where it is near 1 for all that pruning would keep.
+        r / (delta + (1 - delta) r), where r is the strength over the largest of the stage. A BN follows the sum of a
+        stage, so the scale of its strengths does not change the result and must not change the cost. delta falls from
+        1, where this is r, to the threshold of pruning, where it is 0.5 for r at the threshold and near 1 far above.
         """
         r = p.double() / p.double().amax().clamp(min=LEAST)
-        return r / (self.half + (1 - self.half) * r)
+        return r / (self.delta + (1 - self.delta) * r)
 
     def expected_cost(self, strengths: Sequence[torch.Tensor]) -> torch.Tensor:
         """The expected cost of the decoder if each connection were kept with the probability `kept`: scalar tensor.

@@ -47,13 +47,14 @@ def prune_to_strongest(ranks: Sequence[np.ndarray], count: int) -> np.ndarray:
 
 
 def prune_to_cost(ranks: Sequence[np.ndarray], costs: Sequence[np.ndarray], target: float,
-                  num_weak: int = 0) -> np.ndarray:
+                  num_dropped: int = 0) -> np.ndarray:
     """Ranks of strengths -> connectivity of the strongest connections that cost together about the target.
 
     costs: of the connections, arrays (l+1, 2). The strongest connection of all stages that are used is taken next: of
     the finest at first, and of another once a connection that reads it is taken. What would cost more than the target
-    and COST_MARGIN, after `prune`, is left out: a single large connection can be a fifth of a decoder. The num_weak
-    weakest of all are those that the search dropped; they are taken only up to the target less COST_MARGIN.
+    and COST_MARGIN, after `prune`, is left out: a single large connection can be a fifth of a decoder.
+    num_dropped: how many of the weakest the search has dropped; these are taken only while the cost is below the target
+    less COST_MARGIN.
     """
     chosen, kept, cost = [np.zeros(r.shape) for r in ranks], empty(len(ranks)), 0.0
     waiting = [(int(number), l, *place) for l, r in enumerate(ranks) for place, number in np.ndenumerate(r)]
@@ -62,15 +63,15 @@ def prune_to_cost(ranks: Sequence[np.ndarray], costs: Sequence[np.ndarray], targ
         strongest = max(candidates)
         waiting.remove(strongest)
         number, l, source, side = strongest
-        if number < num_weak and cost >= target * (1 - COST_MARGIN):
+        if number < num_dropped and cost >= target * (1 - COST_MARGIN):
             break
         chosen[l][source, side] = 1
         tried = prune(chosen, 0.5)
-        with_it = sum(float(c[tried[m, :m + 1]].sum()) for m, c in enumerate(costs))
-        if with_it > target * (1 + COST_MARGIN):
+        new_cost = sum(float(c[tried[m, :m + 1]].sum()) for m, c in enumerate(costs))
+        if new_cost > target * (1 + COST_MARGIN):
             chosen[l][source, side] = 0
             continue
-        kept, cost = tried, with_it
+        kept, cost = tried, new_cost
         if side == 1 and source > 0:  # decoder-side source j is stage j - 1
             used.add(source - 1)
     return kept

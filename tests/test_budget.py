@@ -68,7 +68,7 @@ def test_with_strengths_of_0_and_1_it_is_what_pruning_keeps(seed):
 
 
 def test_the_scale_of_a_stage_makes_it_no_cheaper():
-    """BN follows the sum of a stage, so a network with half the strengths computes the same, and is pruned the same."""
+    """A BN follows the sum of a stage, so a network with smaller strengths computes the same."""
     strengths, loss = random_strengths(5), CostLoss(random_costs(5))
     for progress in (0.0, 0.5, 1.0):
         loss.anneal(progress)

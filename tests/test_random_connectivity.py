@@ -7,7 +7,7 @@ from helpers import random_batch, randomize
 from models import SparseMask, connectivity
 from models.costs import connection_costs
 from models.inference import for_inference
-from models.pruning import prune, prune_to_cost, prune_to_strongest, rank
+from models.pruning import DEFAULT_THRESHOLD, prune, prune_to_cost, prune_to_strongest, rank
 from models.random_connectivity import as_strengths, random_connectivities
 from utils.errors import InputError
 
@@ -151,9 +151,9 @@ def test_what_the_search_kept_is_taken_as_long_as_it_fits():
     strengths[2][:, 0] = 0.9, 0.8, 0.7
     costs = [np.ones((l + 1, 2)) for l in range(3)]
     costs[2][0, 0] = 97
-    num_weak = sum(int((p <= 1e-3).sum()) for p in strengths)
-    kept = prune_to_cost(rank(strengths), costs, 100, num_weak)
+    num_dropped = sum(int((p <= DEFAULT_THRESHOLD).sum()) for p in strengths)
+    kept = prune_to_cost(rank(strengths), costs, 100, num_dropped)
     assert np.argwhere(kept).tolist() == [[2, 0, 0], [2, 1, 0], [2, 2, 0]]
     costs[2][0, 0] = 2  # what the search kept costs 4: the weak ones fill up to the budget of 5
-    kept = prune_to_cost(rank(strengths), costs, 5, num_weak)
+    kept = prune_to_cost(rank(strengths), costs, 5, num_dropped)
     assert np.argwhere(kept).tolist() == [[2, 0, 0], [2, 0, 1], [2, 1, 0], [2, 2, 0]]
