@@ -24,7 +24,8 @@ class Schedule:
     """"Poly" learning rate, (1 - i/N)^gamma of each group's `initial_lr`, and the strengths' annealing.
 
     The strengths stand still for the first `warmup` of the iterations; their poly schedule and annealing take the rest,
-    and so does the annealing of a CostLoss. All of it follows from the iteration, so a resumed run needs only its number.
+    and so does the annealing of a CostLoss. All of it follows from the iteration, so a resumed run needs only its
+    number.
     """
     iterations: int
     gamma: float
