@@ -50,6 +50,11 @@ def unet(num_stages: int = 9) -> np.ndarray:
     return from_table(num_stages, {l: ((l,), (l,) if l else ()) for l in range(num_stages)})
 
 
+def hypercolumn(num_stages: int = 9) -> np.ndarray:
+    """The finest stage reads every encoder tap, and nothing else: the hypercolumns of Hariharan et al. 2015."""
+    return from_table(num_stages, {num_stages - 1: (range(num_stages), ())})
+
+
 def full(num_stages: int = 9) -> np.ndarray:
     """Every connection of the search space."""
     return from_table(num_stages, {l: (range(l + 1), range(l + 1)) for l in range(num_stages)})
@@ -71,8 +76,8 @@ def deeplabv3(num_stages: int = 9) -> np.ndarray:
     return from_table(num_stages, {num_stages - 1: ((min(1, num_stages - 1),), (0,))})
 
 
-NAMED = {"published": published, "fcn": fcn, "unet": unet, "full": full, "sparseacn": sparseacn,
-         "deeplabv3": deeplabv3}
+NAMED = {"published": published, "fcn": fcn, "unet": unet, "hypercolumn": hypercolumn, "full": full,
+         "sparseacn": sparseacn, "deeplabv3": deeplabv3}
 
 
 def check(connectivity: np.ndarray, num_stages: int | None = None) -> np.ndarray:

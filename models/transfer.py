@@ -130,8 +130,8 @@ def load_for_encoder(path: str | Path, strides: Sequence[int],
                      mask_encoder: str | None = None) -> tuple[np.ndarray, list[str]]:
     """Reads a connectivity by name or from a file, as connectivity.load does, for an encoder of these strides.
 
-    `unet`, `fcn` and `full` are the same for every encoder. `published`, and a mask whose encoder is known, are carried
-    over if their encoder has other strides. Which encoder a mask was found on, its text says (prune.py writes it), or
+    `published`, and a mask whose encoder is known, are carried over if their encoder has other strides. The other names
+    mean the same for every encoder. Which encoder a mask was found on, its text says (prune.py writes it), or
     mask_encoder does, by name.
 
     Returns the connectivity, bool (L, L, 2), and what `carry` has to say. Raises InputError if it cannot be read, does

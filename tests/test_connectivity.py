@@ -94,8 +94,10 @@ def test_check_names_what_is_wrong():
 
 def test_the_named_ones_are_networks():
     counts = {name: int(conn.check(make()).sum()) for name, make in conn.NAMED.items()}
-    assert counts == {"published": 15, "fcn": 1, "unet": 17, "full": 90, "sparseacn": 50, "deeplabv3": 2}
-    assert [int(make(4).sum()) for make in (conn.fcn, conn.unet, conn.full)] == [1, 7, 20]
+    assert counts == {"published": 15, "fcn": 1, "unet": 17, "hypercolumn": 9, "full": 90, "sparseacn": 50,
+                      "deeplabv3": 2}
+    assert [int(make(4).sum()) for make in (conn.fcn, conn.unet, conn.hypercolumn, conn.full)] == [1, 7, 4, 20]
+    assert not conn.hypercolumn()[8, :, 1].any()
     with pytest.raises(InputError, match="9 stages"):
         conn.published(5)
 
