@@ -4,6 +4,7 @@ connectivity[stage, source, side], bool (L, L, 2). Stages and sources count from
 (source j is tap E[j]), side 1 the decoder (source 0 is the global feature G, source j is D[j-1]). Stage l can read
 sources 0 to l of both sides, so that L = 9 stages have 90 possible connections.
 """
+import os
 import re
 import tokenize
 import zipfile
@@ -15,6 +16,7 @@ import numpy as np
 from utils.errors import InputError
 from utils.files import require_file, write_atomically
 
+MASK_SUFFIXES = (".npy", ".txt")
 MAX_STAGES = 256  # no encoder has as many taps; a name in a file must not make arrays of any size
 
 
@@ -185,8 +187,13 @@ def save(path: str | Path, connectivity: np.ndarray) -> None:
 
 
 def is_mask(name: str) -> bool:
-    """Whether this is what `load` reads: a known name, a .npy file or a .txt file."""
-    return str(name) in NAMED or str(name).endswith((".npy", ".txt"))
+    """Whether this is for `load` to read: a .npy or .txt file, or a name: a known one, or a word that is no file."""
+    return str(name) in NAMED or str(name).endswith(MASK_SUFFIXES) or is_unknown_name(name)
+
+
+def is_unknown_name(name: str | Path) -> bool:
+    """Whether this is a word, as a name in NAMED is, but neither one of them nor the name of a file or folder."""
+    return re.fullmatch(r"\w+", str(name)) is not None and str(name) not in NAMED and not os.path.exists(name)
 
 
 def load(path: str | Path, num_stages: int | None = None) -> np.ndarray:
@@ -196,6 +203,8 @@ def load(path: str | Path, num_stages: int | None = None) -> np.ndarray:
     """
     if str(path) in NAMED:
         return NAMED[str(path)](num_stages or 9)
+    if is_unknown_name(path):
+        raise InputError(f"{path} is neither a file nor a connectivity known by name; known are {', '.join(NAMED)}")
     path = require_file(path, "mask")
     try:
         return check(parse(read_text(path)) if path.suffix == ".txt" else read_array(path), num_stages)

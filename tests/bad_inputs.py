@@ -137,7 +137,8 @@ def mask_cases(lab):
         yield what, [*lab.new, "--mask_path", lab.root / file], *words
     yield "not the checkpoint's", [*lab.evaluation, "--mask_path", "unet"], "not the connectivity"
     yield "wrong shape, to draw", [DRAW, lab.root / "flat.npy"], "(L, L, 2)"
-    yield "a name that is none", [MEASURE, "nonsense"], "nonsense", "does not exist"
+    for task, script in (("measure", [MEASURE]), ("draw", [DRAW]), ("train", [*lab.new, "--mask_path"])):
+        yield f"a name that is none, to {task}", [*script, "hypercolum"], "hypercolum", "known are", "hypercolumn"
 
 
 def checkpoint_cases(lab):

@@ -84,10 +84,11 @@ def parse_entry(text: str) -> Entry:
         return Entry(text, name, "search", f"{SEARCHES[kind]} {rest}".strip())
     if kind == "without" and rest:
         return Entry(text, f"without-{parse_network(text, rest).name}", "without", other=rest)
-    if connectivity.is_mask(text):
-        if text not in connectivity.NAMED:
-            connectivity.load(text)  # now, and not after hours
-        return Entry(text, text if text in connectivity.NAMED else Path(text).stem, "mask", NETWORKS.get(text, ""))
+    if text in connectivity.NAMED:
+        return Entry(text, text, "mask", NETWORKS.get(text, ""))
+    if text.endswith(connectivity.MASK_SUFFIXES):
+        connectivity.load(text)  # now, and not after hours
+        return Entry(text, Path(text).stem, "mask")
     raise InputError(f"unknown entry {text!r}; known are {FORMS}", about="entries")
 
 
