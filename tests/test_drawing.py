@@ -116,6 +116,8 @@ def test_the_names_in_a_comparison_cover_neither_each_other_nor_a_point():
         labels = [text for text in axes.texts if text.get_text() in names]
         assert [label.xy[0] * (1e9 if cost == "macs" else 1e6) for label in labels] == [
             pytest.approx(entry[cost]) for entry in entries]
+        ends = [text.xy for text in axes.texts if text.arrow_patch]
+        assert ends[:len(labels)] == [label.xy for label in labels]  # a line from each to its point
         boxes = [label.get_window_extent() for label in labels]
         for i, box in enumerate(boxes):
             assert not any(box.overlaps(other) for other in boxes[:i])

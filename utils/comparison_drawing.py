@@ -52,7 +52,10 @@ def draw_points(axes: Axes, entries: Sequence[Mapping], costs: Sequence[float]) 
 
 
 def spread_out(figure: Figure, labels: Sequence[Annotation]) -> None:
-    """Moves each label to the first of PLACES where it is in the axes and covers no point and no earlier label."""
+    """Moves each label to the first of PLACES where it is in the axes and covers no point and no earlier label.
+
+    A line joins it with its point.
+    """
     figure.draw_without_rendering()  # the layout is known from here on
     points = [label.axes.transData.transform(label.xy) for label in labels]
     taken = [Bbox([point - RADIUS, point + RADIUS]) for point in points]
@@ -64,3 +67,5 @@ def spread_out(figure: Figure, labels: Sequence[Annotation]) -> None:
             if inside and not any(box.overlaps(other) for other in taken):
                 break
         taken.append(box)
+        label.axes.annotate("", label.xy, xytext=(x, y), textcoords="offset points", zorder=2.5,  # from the near corner
+                            arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 1, "shrinkA": 0, "shrinkB": 0})
