@@ -9,8 +9,9 @@ from matplotlib.transforms import Bbox
 
 from utils.drawing import FAINT, INK, default_style, source_colour
 
-# of a label beside its point, in points; the best first
-PLACES = [(x, y) for y in (5, -5, 14, -14, 23, -23) for x in (7, -7)]
+# of a label's near corner from its point, in points; the nearest first
+PLACES = sorted(((x * right, y * up) for y in range(5, 100, 9) for x in (7, 25, 50) for up in (1, -1)
+                 for right in (1, -1)), key=lambda place: place[0] ** 2 + place[1] ** 2)
 RADIUS = 5  # of a point, in pixels
 
 
