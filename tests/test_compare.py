@@ -152,13 +152,31 @@ def test_what_is_said_below_the_table():
     rows = [row("search", 0, 0.4, "published", thresholds=same),
             row("search", 1, 0.4, "unet", thresholds={**same, "0.5": "fcn"}), row("random 0", 0, 0.2),
             row("random 1", 1, 0.3), row("random-unet 0", 0, 0.1), row("random-unet 1", 1, 0.2)]
-    likeness, thresholds, *random = remarks({"rows": rows})
+    likeness, thresholds, control, *random = remarks({"rows": rows})
     both = connectivity.published() & connectivity.unet()
     either = connectivity.published() | connectivity.unet()
     assert f"share {100 * both.sum() / either.sum():.0f} %" in likeness
     assert "the same connectivity in 1 of 2 searches" in thresholds
     assert [line.split(",")[0] for line in random] == ["random: 2 connectivities", "random-unet: 2 connectivities"]
     assert "the best 30.00 %, the worst 20.00 %" in random[0]
+    assert control == ("search: 15.00 points above the mean of 2 random connectivities of its cost, more than their "
+                       "standard deviation (7.07), and above the best of them (30.00 %).")
+
+
+def test_where_a_search_stands_among_the_others():
+    """Two means are apart if they differ by more than two standard errors: here by 2 * 2 * sqrt(1/3 + 1/3) = 3.27."""
+    rows = [row(entry, seed, (mean + (seed - 1) * spread) / 100) for entry, mean, spread in
+            (("search", 50, 2), ("unet", 46.7, 0), ("fcn", 46.8, 2), ("full", 53.2, 0), ("mine", 53.3, 1),
+             ("search-sparse_0.02", 60, 0), ("without-fcn", 10, 0)) for seed in range(3)]
+    line = "ahead of unet; behind mine; not told apart from fcn, full."
+    assert f"search: {line}" in remarks({"rows": rows})
+    assert "search-sparse_0.02: ahead of unet, fcn, full, mine." in remarks({"rows": rows})
+    random = [row(f"random {number}", number, m_iou) for number, m_iou in enumerate((0.45, 0.58))]
+    assert remarks({"rows": rows + random})[2] == (
+        "search: 1.50 points below the mean of 2 random connectivities of its cost, less than their standard deviation "
+        "(9.19), and not above the best of them (58.00 %).")
+    first = [row for row in rows if row["seed"] == 0]
+    assert "search: not told apart from unet, fcn, full, mine." in remarks({"rows": first})  # there is no spread
 
 
 def test_results_that_came_from_elsewhere_are_all_collected_at_once(data, tmp_path):

@@ -1,4 +1,5 @@
 """The table of a comparison: from rows to figures, Markdown, and what is said below it."""
+import math
 import re
 import statistics
 from collections import Counter
@@ -10,6 +11,7 @@ from utils.comparison_rows import THRESHOLDS, group_rows, mask_of, mean_and_spre
 from utils.measuring import multiply_adds
 
 ABLATION = "without-"  # names of entries that belong in no table
+SEARCHED = re.compile(r"(search|l1|maskconnect\d+)(-|$)")  # names of entries that a search found
 
 
 def summarize(content: Mapping, build: Callable[[Mapping], nn.Module], size: Sequence[int]) -> list[dict]:
@@ -69,25 +71,17 @@ def to_markdown(entries: Sequence[Mapping], boundary: int | None, published: Map
 
 
 def remarks(content: Mapping) -> list[str]:
-    """Sentences below the table: how alike the networks of the seeds are, what the threshold changes, and whether the
-    runs were evaluated on devices of several kinds.
+    """Sentences below the table: how alike the networks of the seeds are, what the threshold changes, how a search
+    stands against the other entries, and whether the runs were evaluated on devices of several kinds.
     """
     lines = []
     for name, rows in group_rows(content["rows"]).items():
-        searched = [row for row in rows if "thresholds" in row]
         if rows[0]["entry"] != name and len(rows) > 1:
             scores = [row["m_iou"] for row in rows]
             lines.append(f"{name}: {len(rows)} connectivities, the best {100 * max(scores):.2f} %, the worst "
                          f"{100 * min(scores):.2f} %.")
-        if not searched or name.startswith(ABLATION):
-            continue
-        likeness = mean_jaccard([mask_of(row) for row in searched])
-        if likeness is not None:
-            lines.append(f"{name}: two seeds share {100 * likeness:.0f} % of their connections (Jaccard index, mean "
-                         f"over the pairs).")
-        same = sum(len(set(row["thresholds"].values())) == 1 for row in searched)
-        lines.append(f"{name}: the thresholds {', '.join(f'{t:g}' for t in THRESHOLDS)} give the same connectivity in "
-                     f"{same} of {len(searched)} searches.")
+        if SEARCHED.match(name):
+            lines += [f"{name}: {line}" for line in (*stability(rows), *standing(name, content["rows"]))]
     devices = {}
     for name, rows in group_rows(content["rows"]).items():
         for row in rows:
@@ -97,6 +91,57 @@ def remarks(content: Mapping) -> list[str]:
                  for device, names in devices.items())
         lines.append(f"The runs were evaluated on different devices, which alone can move a score: {'; '.join(where)}.")
     return lines
+
+
+def stability(rows: Sequence[Mapping]) -> list[str]:
+    """Sentences on the searches of an entry: whether seeds and thresholds give the same connections."""
+    lines = []
+    likeness = mean_jaccard([mask_of(row) for row in rows])
+    if likeness is not None:
+        lines.append(f"two seeds share {100 * likeness:.0f} % of their connections (Jaccard index, mean over the "
+                     f"pairs).")
+    kept = [row["thresholds"] for row in rows if "thresholds" in row]
+    if kept:
+        same = sum(len(set(masks.values())) == 1 for masks in kept)
+        lines.append(f"the thresholds {', '.join(f'{t:g}' for t in THRESHOLDS)} give the same connectivity in {same} "
+                     f"of {len(kept)} searches.")
+    return lines
+
+
+def standing(name: str, rows: Sequence[Mapping]) -> list[str]:
+    """Sentences on a searched entry: where it stands among those without a search, and among its random ones."""
+    groups = group_rows(rows)
+    scores = {other: [100 * row["m_iou"] for row in group] for other, group in groups.items()}
+    mine, lines = scores[name], []
+    places = {"ahead of": [], "behind": [], "not told apart from": []}
+    for other, group in groups.items():
+        if not (SEARCHED.match(other) or other.startswith(ABLATION) or group[0]["entry"] != other):
+            places[place(mine, scores[other])].append(other)
+    if any(places.values()):
+        lines.append("; ".join(f"{words} {', '.join(others)}" for words, others in places.items() if others) + ".")
+    random = scores.get("random" if name == "search" else f"random-{name}", [])
+    if len(random) > 1:
+        mean, spread = mean_and_spread(random)
+        difference = statistics.fmean(mine) - mean
+        lines.append(f"{abs(difference):.2f} points {'above' if difference > 0 else 'below'} the mean of {len(random)} "
+                     f"random connectivities of its cost, {'more' if abs(difference) > spread else 'less'} than their "
+                     f"standard deviation ({spread:.2f}), and {'' if statistics.fmean(mine) > max(random) else 'not '}"
+                     f"above the best of them ({max(random):.2f} %).")
+    return lines
+
+
+def place(scores: Sequence[float], others: Sequence[float]) -> str:
+    """Whether the mean of some scores is "ahead of" that of others, "behind", or "not told apart from" it.
+
+    They are apart if they differ by more than two standard errors of the difference, which the larger of the two
+    standard deviations gives; with a single run each, never.
+    """
+    spreads = [spread for _, spread in map(mean_and_spread, (scores, others)) if spread is not None]
+    difference = statistics.fmean(scores) - statistics.fmean(others)
+    error = max(spreads, default=math.inf) * math.sqrt(1 / len(scores) + 1 / len(others))
+    if abs(difference) <= 2 * error:
+        return "not told apart from"
+    return "ahead of" if difference > 0 else "behind"
 
 
 def device_kind(device: str) -> str:
