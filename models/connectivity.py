@@ -187,12 +187,12 @@ def save(path: str | Path, connectivity: np.ndarray) -> None:
 
 
 def is_mask(name: str) -> bool:
-    """Whether this is for `load` to read: a .npy or .txt file, or a name: a known one, or a word that is no file."""
+    """Whether this is for `load`: a .npy or .txt file, or a name, also a misspelled one, of which it gives an error."""
     return str(name) in NAMED or str(name).endswith(MASK_SUFFIXES) or is_unknown_name(name)
 
 
 def is_unknown_name(name: str | Path) -> bool:
-    """Whether this is a word, as a name in NAMED is, but neither one of them nor the name of a file or folder."""
+    """Whether this is a single word that is neither in NAMED nor a file or folder: probably a misspelled name."""
     return re.fullmatch(r"\w+", str(name)) is not None and str(name) not in NAMED and not os.path.exists(name)
 
 
@@ -204,7 +204,7 @@ def load(path: str | Path, num_stages: int | None = None) -> np.ndarray:
     if str(path) in NAMED:
         return NAMED[str(path)](num_stages or 9)
     if is_unknown_name(path):
-        raise InputError(f"{path} is neither a file nor a connectivity known by name; known are {', '.join(NAMED)}")
+        raise InputError(f"{path} is no file or folder, and no name of a connectivity; known are {', '.join(NAMED)}")
     path = require_file(path, "mask")
     try:
         return check(parse(read_text(path)) if path.suffix == ".txt" else read_array(path), num_stages)

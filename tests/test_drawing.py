@@ -106,7 +106,7 @@ def test_both_axes_of_a_comparison_have_numbers(parameters):
 
 def test_the_names_in_a_comparison_cover_neither_each_other_nor_a_point():
     from utils.comparison_drawing import draw_comparison
-    names = ["search", "a variant with a long name", "another one", "unet", "published"]
+    names = ["search", *(f"variant {number} with a long name" for number in range(10)), "unet", "published"]
     entries = [{"entry": name, "macs": 2e9 + 1e7 * i, "parameters": 5e5 + 1e4 * i, "m_iou": (0.5 + 0.001 * i, None),
                 "m_ious": [0.5 + 0.001 * i]} for i, name in enumerate(names)]
     figure = draw_comparison([*entries, {"entry": "far", "macs": 3e9, "parameters": 2e6, "m_iou": (0.6, 0.01),

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
+from utils.comparison import SEARCHES
 from utils.comparison_rows import THRESHOLDS, group_rows, mask_of, mean_and_spread, mean_jaccard
 from utils.measuring import multiply_adds
 
 ABLATION = "without-"  # names of entries that belong in no table
-SEARCHED = re.compile(r"(search|l1|maskconnect\d+)(-|$)")  # names of entries that a search found
+SEARCHED = re.compile(rf"({'|'.join(SEARCHES)})\d*(-|$)")  # names of entries that a search found
 
 
 def summarize(content: Mapping, build: Callable[[Mapping], nn.Module], size: Sequence[int]) -> list[dict]:
@@ -75,15 +76,16 @@ def remarks(content: Mapping) -> list[str]:
     stands against the other entries, and whether the runs were evaluated on devices of several kinds.
     """
     lines = []
-    for name, rows in group_rows(content["rows"]).items():
+    groups = group_rows(content["rows"])
+    for name, rows in groups.items():
         if rows[0]["entry"] != name and len(rows) > 1:
             scores = [row["m_iou"] for row in rows]
             lines.append(f"{name}: {len(rows)} connectivities, the best {100 * max(scores):.2f} %, the worst "
                          f"{100 * min(scores):.2f} %.")
         if SEARCHED.match(name):
-            lines += [f"{name}: {line}" for line in (*stability(rows), *standing(name, content["rows"]))]
+            lines += [f"{name}: {line}" for line in (*stability(rows), *standing(name, groups))]
     devices = {}
-    for name, rows in group_rows(content["rows"]).items():
+    for name, rows in groups.items():
         for row in rows:
             devices.setdefault(device_kind(row.get("device", "unknown")), []).append(name)
     if len(devices) > 1:
@@ -108,32 +110,36 @@ def stability(rows: Sequence[Mapping]) -> list[str]:
     return lines
 
 
-def standing(name: str, rows: Sequence[Mapping]) -> list[str]:
-    """Sentences on a searched entry: where it stands among those without a search, and among its random ones."""
-    groups = group_rows(rows)
+def standing(name: str, groups: Mapping[str, Sequence[Mapping]]) -> list[str]:
+    """Sentences on a searched entry: where it stands among those without a search, and among its random ones.
+
+    groups: the rows of all entries, of group_rows.
+    """
     scores = {other: [100 * row["m_iou"] for row in group] for other, group in groups.items()}
     mine, lines = scores[name], []
     places = {"ahead of": [], "behind": [], "not told apart from": []}
     for other, group in groups.items():
-        if not (SEARCHED.match(other) or other.startswith(ABLATION) or group[0]["entry"] != other):
+        is_random = group[0]["entry"] != other
+        if not (SEARCHED.match(other) or other.startswith(ABLATION) or is_random):
             places[place(mine, scores[other])].append(other)
     if any(places.values()):
         lines.append("; ".join(f"{words} {', '.join(others)}" for words, others in places.items() if others) + ".")
     random = scores.get("random" if name == "search" else f"random-{name}", [])
     if len(random) > 1:
         mean, spread = mean_and_spread(random)
-        difference = statistics.fmean(mine) - mean
+        my_mean = statistics.fmean(mine)
+        difference = my_mean - mean
         lines.append(f"{abs(difference):.2f} points {'above' if difference > 0 else 'below'} the mean of {len(random)} "
                      f"random connectivities of its cost, {'more' if abs(difference) > spread else 'less'} than their "
-                     f"standard deviation ({spread:.2f}), and {'' if statistics.fmean(mine) > max(random) else 'not '}"
+                     f"standard deviation ({spread:.2f}), and {'' if my_mean > max(random) else 'not '}"
                      f"above the best of them ({max(random):.2f} %).")
     return lines
 
 
 def place(scores: Sequence[float], others: Sequence[float]) -> str:
-    """Whether the mean of some scores is "ahead of" that of others, "behind", or "not told apart from" it.
+    """Whether the mean of some scores is "ahead of" that of others, "behind" it, or "not told apart from" it.
 
-    They are apart if they differ by more than two standard errors of the difference, which the larger of the two
+    They are told apart if they differ by more than two standard errors of the difference, which the larger of the two
     standard deviations gives; with a single run each, never.
     """
     spreads = [spread for _, spread in map(mean_and_spread, (scores, others)) if spread is not None]
