@@ -95,7 +95,7 @@ class Comparison:
         described = comparison_rows.describe_settings(settings)
         described |= {name: getattr(args, name) for name in ("search_options", "finetune_options", "eval_options",
                                                              "boundary")}
-        self.content = comparison_rows.load(self.out, described)
+        self.content = comparison_rows.load(self.out, described, settings_of(argparse.Namespace()))
 
     def find_jobs(self) -> tuple[list[Job], list[Job]]:
         """All jobs that are known, and those that are done, whose rows are then stored."""
@@ -204,10 +204,11 @@ class Comparison:
 
 
 def settings_of(args: argparse.Namespace) -> dict:
-    """The options that are those of train_sparse_mask.py, by name."""
+    """The options that are those of train_sparse_mask.py, by name; by default what that has by default."""
     parser = argparse.ArgumentParser()
     add_training_options(parser)
-    return {action.dest: getattr(args, action.dest) for action in parser._actions if action.dest != "help"}
+    return {action.dest: getattr(args, action.dest, action.default) for action in parser._actions
+            if action.dest != "help"}
 
 
 def main(args: argparse.Namespace) -> int:

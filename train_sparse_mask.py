@@ -80,7 +80,7 @@ def build_state(args: argparse.Namespace, source: Checkpoint | None, length: Len
                 group: ProcessGroup, notes: list) -> TrainingState:
     """The network, new or the source's, its optimizer and its schedule; of a resumed run, where it was."""
     if source:
-        network = source.build(args.n_class)
+        network = source.build(args.n_class, args.init)
         notes.append(f"resuming {source.path} at iteration {source.content['iter']}" if args.resume else
                      f"starting from the trained network {source.path}")
         if args.n_class != source.num_classes:
@@ -124,7 +124,8 @@ def new_network(args: argparse.Namespace, notes: list) -> FullyDenseNetwork | Sp
                          "only added")
     weights = find_encoder_weights(args.pretrained_model, args.backbone_name)
     parts = {"backbone": weights.backbone if weights else args.backbone_name, "connection": args.connection,
-             "fusion": args.fusion, "head": args.head, "depth": args.depth, "num_classes": args.n_class}
+             "fusion": args.fusion, "head": args.head, "depth": args.depth, "num_classes": args.n_class,
+             "init": args.init}
     network = FullyDenseNetwork(strengths=args.strengths, **parts) if args.search else SparseMask(mask, **parts)
     notes += (load_encoder(network.backbone, weights, args.partial_weights) if weights else
               ["encoder: random weights"])

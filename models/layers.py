@@ -91,11 +91,14 @@ class DepthwiseConv2d(nn.Conv2d):
         return super().forward(x)
 
 
-def initialize(network: nn.Module) -> None:
-    """Convolutions from Kaiming normal (fan_out), biases 0, BN 1 and 0."""
+INIT_MODES = ("fan_out", "fan_in")  # of Kaiming's normal distribution; the released one first
+
+
+def initialize(network: nn.Module, mode: str = INIT_MODES[0]) -> None:
+    """Convolutions from Kaiming normal, biases 0, BN 1 and 0. mode: one of INIT_MODES."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            nn.init.kaiming_normal_(module.weight, mode=mode)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):

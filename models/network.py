@@ -12,6 +12,7 @@ from models import components
 from models.aspp import ASPP
 from models.backbones import make_backbone
 from models.decoder import Decoder, Stage, conv1x1
+from models.layers import INIT_MODES, initialize
 from models.library_encoders import IMAGENET_MEAN, IMAGENET_STD
 from utils.errors import InputError
 
@@ -77,6 +78,17 @@ class SegmentationNetwork(nn.Module):
     def make_head(self) -> nn.Module:
         """The head; subclasses call it after make_decoder, so that it follows the decoder's names."""
         return components.make("head", self.parts["head"], HEADS, self.depth, self.num_classes)
+
+    def initialize(self, mode: str) -> None:
+        """Random weights for all parts. mode: of the decoder's and the head's, one of INIT_MODES.
+
+        The encoder's follow the released code, fan_out; weights that are loaded replace them.
+        """
+        if mode not in INIT_MODES:
+            raise InputError(f"the initialization is {mode!r}; give {' or '.join(INIT_MODES)}", about="init")
+        initialize(self.backbone)
+        initialize(self.decoders, mode)
+        initialize(self.fc_conv, mode)
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """D[L-1] (N, depth, h, w) -> logits (N, classes, h, w)."""

@@ -8,7 +8,6 @@ import torch
 
 from models import connectivity as conn
 from models import hub
-from models.layers import initialize
 from models.network import SegmentationNetwork
 from utils.errors import InputWarning
 
@@ -17,12 +16,13 @@ class SparseMask(SegmentationNetwork):
     """The pruned network: equation (1) over the connections that were kept (models/decoder.py).
 
     connectivity: bool (L, L, 2), see models/connectivity.py. Raises InputError if no network can be built from it, and
-    says which stage and source is wrong; a stage that nothing reads is only warned of.
+    says which stage and source is wrong; a stage that nothing reads is only warned of. init: "fan_out", as released, or
+    "fan_in", see docs/method.md.
     """
 
     def __init__(self, connectivity: np.ndarray, backbone: str = "mobilenet_v2", depth: int = 64, num_classes: int = 21,
                  connection: str = "conv1x1", fusion: str = "sum", head: str = "conv1x1",
-                 normalization: Sequence[Sequence[float]] | None = None):
+                 normalization: Sequence[Sequence[float]] | None = None, init: str = "fan_out"):
         super().__init__(backbone, depth, num_classes, connection, fusion, head, normalization)
         self.connectivity = conn.check(connectivity, self.num_stages)
         for l in conn.unread_stages(self.connectivity):
@@ -30,7 +30,7 @@ class SparseMask(SegmentationNetwork):
                           InputWarning, stacklevel=2)
         self.decoders = self.make_decoder(self.connectivity)
         self.fc_conv = self.make_head()
-        initialize(self)
+        self.initialize(init)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """image (N, 3, H, W), normalized -> logits (N, classes, h, w) at the finest tap's resolution.

@@ -7,7 +7,7 @@ from torch import nn
 
 from models import connectivity as conn
 from models.folded_search import FoldedDecoder
-from models.layers import BatchNorm2d, freeze_bn_affine, initialize
+from models.layers import BatchNorm2d, freeze_bn_affine
 from models.network import SegmentationNetwork
 from models.strengths import make_strengths
 
@@ -18,8 +18,9 @@ class FullyDenseNetwork(SegmentationNetwork):
     Each connection is followed by a BN of its own, which makes the strengths of different inputs comparable (without it
     the paper loses a point of mIoU). No BN has a trainable scale or shift here.
 
-    strengths: "sigmoid", "clamp", or your own (models/strengths.py); noise: whether training disturbs them. In
-    training, draw the strengths once per step and pass them to both the forward pass and the sparse loss:
+    strengths: "sigmoid", "clamp", or your own (models/strengths.py); noise: whether training disturbs them. init:
+    "fan_out", as released, or "fan_in", see docs/method.md. In training, draw the strengths once per step and pass them
+    to both the forward pass and the sparse loss:
 
         strengths = network.draw_strengths()
         loss = cross_entropy(network(image, strengths), label) + 0.01 * total_sparse_loss(strengths)
@@ -29,7 +30,8 @@ class FullyDenseNetwork(SegmentationNetwork):
 
     def __init__(self, backbone: str = "mobilenet_v2", depth: int = 64, num_classes: int = 21,
                  strengths: str = "sigmoid", noise: bool = True, connection: str = "conv1x1", fusion: str = "sum",
-                 head: str = "conv1x1", normalization: Sequence[Sequence[float]] | None = None):
+                 head: str = "conv1x1", normalization: Sequence[Sequence[float]] | None = None,
+                 init: str = "fan_out"):
         super().__init__(backbone, depth, num_classes, connection, fusion, head, normalization)
         self.parts["strengths"] = strengths
         self.strengths, self.noise = make_strengths(strengths), noise
@@ -38,7 +40,7 @@ class FullyDenseNetwork(SegmentationNetwork):
             parameter = nn.Parameter(torch.full((l + 1, 2), self.strengths.start))
             stage.register_parameter(self.strengths.parameter_name, parameter)
         self.fc_conv = self.make_head()
-        initialize(self)
+        self.initialize(init)
         freeze_bn_affine(self)
 
     def forward(self, image: torch.Tensor, strengths: list[torch.Tensor] | None = None) -> torch.Tensor:

@@ -270,6 +270,13 @@ def test_a_comparison_from_its_start_to_its_table(options, tmp_path):
     assert all(path.stat().st_mtime_ns == before[path] for path in before if path.exists())
     outcome = call("compare.py", *options, "--max_epoch", 2)
     assert outcome.code == 2 and "another comparison, whose max_epoch is 1, not 2" in outcome.text, outcome.text
+    content = json.loads((out / "comparison.json").read_text())
+    del content["settings"]["init"]  # as of a comparison from before there was this option
+    (out / "comparison.json").write_text(json.dumps(content))
+    outcome = call("compare.py", *options, "--init", "fan_in")
+    assert outcome.code == 2 and "whose init is 'fan_out', not 'fan_in'" in outcome.text, outcome.text
+    outcome = call("compare.py", *options, "--print_commands")
+    assert outcome.code == 0 and "init" not in outcome.text, outcome.text
 
 
 @pytest.mark.slow

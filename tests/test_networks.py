@@ -195,7 +195,28 @@ def test_released_names_with_and_without_module():
     assert not any("Decoders_0." in name for name in pruned)
 
 
+@pytest.mark.parametrize("make", [lambda **options: SparseMask(connectivity.NAMED["hypercolumn"](), **options),
+                                  FullyDenseNetwork])
+def test_initial_weights(make):
+    def weights(init):
+        torch.manual_seed(0)
+        return make(num_classes=5, init=init).state_dict()
+
+    released, narrower = weights("fan_out"), weights("fan_in")
+    assert {name for name in released if not torch.equal(released[name], narrower[name])} == {
+        name for name, value in released.items()
+        if value.ndim == 4 and not name.startswith("backbone.") and value.shape[0] != value.shape[1]}
+    for name, std, fan_in_std in (("decoders.Decoders_8.down_convs.0", (2 / 64) ** 0.5, (2 / 1280) ** 0.5),
+                                  ("decoders.Decoders_8.down_convs.7", (2 / 64) ** 0.5, (2 / 16) ** 0.5),
+                                  ("fc_conv", (2 / 5) ** 0.5, (2 / 64) ** 0.5)):
+        name = next(full for full in (f"{name}.weight", f"{name}.0.weight") if full in released)
+        assert released[name].std().item() == pytest.approx(std, rel=0.1)
+        assert narrower[name].std().item() == pytest.approx(fan_in_std, rel=0.1)
+    assert not released["fc_conv.bias"].any() and not narrower["fc_conv.bias"].any()
+
+
 @pytest.mark.parametrize("arguments", [{"num_classes": 0}, {"depth": 0}, {"backbone": "vgg"}, {"strengths": "tanh"},
+                                       {"init": "zero"},
                                        {"backbone": "no_module:Encoder"}, {"backbone": "models.layers:EPS2"}])
 def test_wrong_arguments(arguments):
     with pytest.raises(InputError):

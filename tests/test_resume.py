@@ -216,6 +216,7 @@ def test_a_search_says_what_follows_from_its_new_length(search):
 @pytest.mark.parametrize("kind, change, words", [
     ("train", ["--seed", 3, "--n_class", 5, "--lr", 0.001], "--ft_model"),
     ("train", ["--depth", 5], "--mask_path fcn"),
+    ("train", ["--init", "fan_in"], "--mask_path fcn"),
     ("train", ["--search"], "--search"),
     ("train", ["--ft_model", "FILE"], "--ft_model"),
     ("search", ["--strengths", "clamp"], "--strengths clamp"),
@@ -297,13 +298,19 @@ def test_ft_model_keeps_all_but_the_head_for_other_classes(runs, data, tmp_path)
     printed = succeed(*start, "--n_class", 4, "--exp_path", tmp_path / "four")
     four = read_checkpoint(next(only_run(tmp_path / "four").glob("checkpoint_[0-9]*")))
     assert four.class_names == [f"class {i}" for i in range(4)]
+    succeed(*start, "--n_class", 5, "--init", "fan_in", "--exp_path", tmp_path / "fan_in")
+    other = read_checkpoint(next(only_run(tmp_path / "fan_in").glob("checkpoint_[0-9]*"))).state
+    factor = other["fc_conv.weight"] / after.state["fc_conv.weight"]  # the same random numbers, other deviations
+    assert torch.allclose(factor, torch.full_like(factor, (5 / 4) ** 0.5))
+    assert torch.equal(before["backbone.conv1.weight"], other["backbone.conv1.weight"])
     printed = succeed(*start, "--exp_path", tmp_path / "same")
     assert "head" not in printed
     same = read_checkpoint(next(only_run(tmp_path / "same").glob("checkpoint_[0-9]*")))
     assert same.class_names[1] == "green square" and torch.equal(before["fc_conv.weight"], same.state["fc_conv.weight"])
 
 
-@pytest.mark.parametrize("option", [["--depth", 8], ["--mask_path", "unet"], ["--connection", "own:thing"]])
+@pytest.mark.parametrize("option", [["--depth", 8], ["--mask_path", "unet"], ["--connection", "own:thing"],
+                                    ["--init", "fan_in"]])
 def test_ft_model_refuses_another_network_and_without_the_option_it_works(runs, data, tmp_path, option):
     start = [TRAIN, "--ft_model", runs["train"] / "checkpoint_6.pth.tar", "--gpu", -1, "--crop_size", 64, "--n_worker",
              0, *folders(data), "--max_epoch", 1, "--exp_path", tmp_path]

@@ -13,6 +13,7 @@ from torch import nn
 from models import FullyDenseNetwork, SparseMask, connectivity, hub
 from models.backbones import BACKBONES, MOBILENETS, make_backbone
 from models.components import check_name, is_own, require_named
+from models.layers import INIT_MODES
 from models.network import (
     CONNECTIONS,
     DEFAULT_PARTS,
@@ -114,14 +115,14 @@ class Checkpoint:
                 raise InputError(f"the checkpoint {self.path} uses the {kind} {name!r}, which has to be imported; "
                                  f"name it first (require_parts)", about=kind)
 
-    def build(self, num_classes: int | None = None) -> FullyDenseNetwork | SparseMask:
-        """The network with its weights; for another number of classes its head starts anew.
+    def build(self, num_classes: int | None = None, init: str = INIT_MODES[0]) -> FullyDenseNetwork | SparseMask:
+        """The network with its weights; for another number of classes its head starts anew, as init says.
 
         Raises InputError if the weights do not fit, or for a part that the user did not name.
         """
         self.require_trust()
         sizes = {"depth": self.depth, "num_classes": num_classes or self.num_classes, **self.parts,
-                 "normalization": self.normalization}
+                 "normalization": self.normalization, "init": init}
         network = FullyDenseNetwork(**sizes) if self.kind == "search" else SparseMask(self.connectivity, **sizes)
         state = self.state
         if network.num_classes != self.num_classes:

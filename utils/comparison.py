@@ -228,7 +228,8 @@ class Plan:
         """The command of one search or training."""
         settings = self.run_settings(options, seed=seed, exp_path=str(folder), run_name=name, **task)
         if "ft_model" in task:  # the checkpoint has these
-            settings = {**settings, **dict.fromkeys(("fusion", "connection", "head", "depth", "backbone_name"))}
+            settings = {**settings, **dict.fromkeys(("fusion", "connection", "head", "depth", "backbone_name",
+                                                       "init"))}
         return command_line(build_parser(), settings)
 
     def evaluate(self, run: Path, result: Path) -> str:

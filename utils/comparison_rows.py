@@ -38,10 +38,11 @@ def describe_settings(settings: Mapping) -> dict:
     return described
 
 
-def load(out: Path, settings: Mapping) -> dict:
+def load(out: Path, settings: Mapping, defaults: Mapping) -> dict:
     """comparison.json of the folder, or a new one: {"settings", "rows"}.
 
-    settings: of describe_settings. Raises InputError if the folder has a comparison with others, or another file.
+    settings: of describe_settings. defaults: what a comparison had that did not store a setting, being older than it.
+    Raises InputError if the folder has a comparison with other settings, or another file.
     """
     path = out / FILE
     if not path.exists():
@@ -54,10 +55,11 @@ def load(out: Path, settings: Mapping) -> dict:
     except (OSError, ValueError, LookupError, TypeError, AssertionError):
         raise InputError(f"{path} is no file of a comparison; give another folder, or remove it", about="out") from None
     for name in sorted({*stored, *settings}):
-        if stored.get(name) != settings.get(name):
-            raise InputError(f"{out} has another comparison, whose {name} is {stored.get(name)!r}, not "
-                             f"{settings.get(name)!r}; give another folder, or the same options", about="out")
-    return content
+        value = stored.get(name, defaults.get(name))
+        if value != settings.get(name):
+            raise InputError(f"{out} has another comparison, whose {name} is {value!r}, not {settings.get(name)!r}; "
+                             f"give another folder, or the same options", about="out")
+    return {**content, "settings": dict(settings)}
 
 
 def save(out: Path, content: Mapping) -> None:

@@ -15,8 +15,8 @@ from utils.run_length import Length, resumed_length, stored_length
 from utils.train_options import build_parser, check_args
 
 # Settings that make a network of which a trained one has no part, or not all.
-OTHER_NETWORK = {"search", "mask_path", "mask_encoder", "pretrained_model", "partial_weights", "strengths", "depth", *(
-    option for option, _ in PART_OPTIONS.values())}
+OTHER_NETWORK = {"search", "mask_path", "mask_encoder", "pretrained_model", "partial_weights", "strengths", "depth",
+                 "init", *(option for option, _ in PART_OPTIONS.values())}
 
 
 def find_source(args: argparse.Namespace, num_processes: int) -> tuple[Checkpoint | None, argparse.Namespace]:
@@ -91,6 +91,8 @@ def new_run_command(checkpoint: Checkpoint, changes: dict) -> str:
         known = {name for kind, (name, _) in PART_OPTIONS.items() if not is_own(settings[name])}
         known |= {"search", "mask_path", "mask_encoder", "pretrained_model", "partial_weights", "depth", "n_class",
                   "class_names"}
+        if "n_class" not in changes:  # its head stays
+            known.add("init")
         settings = {name: value for name, value in settings.items() if name in changes or name not in known}
     elif changes.get("mask_path"):
         settings["search"] = False
@@ -138,6 +140,9 @@ def fine_tuned(args: argparse.Namespace) -> tuple[Checkpoint, argparse.Namespace
     parts = {PART_OPTIONS[kind][0]: name for kind, name in checkpoint.parts.items()}
     num_classes = option_if_given(args, "n_class")
     sizes = {"n_class": checkpoint.num_classes if num_classes is None else num_classes, "depth": checkpoint.depth}
+    if "init" in args.given and sizes["n_class"] == checkpoint.num_classes:
+        raise InputError(f"the trained network {checkpoint.path} keeps its weights, those of its head too, so nothing "
+                         f"is initialized; leave the option out", about="init")
     return checkpoint, argparse.Namespace(**{**vars(args), **parts, **sizes})
 
 

@@ -3,7 +3,7 @@ import argparse
 
 from models import connectivity
 from models.costs import COSTS
-from models.layers import RELEASED_BN_MOMENTUM
+from models.layers import INIT_MODES, RELEASED_BN_MOMENTUM
 from models.losses import REGULARIZERS
 from utils.checkpoint import PARTS
 from utils.errors import InputError
@@ -73,6 +73,9 @@ def add_training_options(parser: argparse.ArgumentParser) -> argparse._ArgumentG
                        help="accept encoder weights that lack some of the encoder, which then starts from random "
                             "weights")
     add_model_options(group)
+    group.add_argument("--init", choices=INIT_MODES, default=INIT_MODES[0],
+                       help="the Kaiming normal that the convolutions of decoder and head start from: fan_out, the "
+                            "released one, or fan_in, with which wide inputs do not outweigh the others")
     add = parser.add_argument_group("search").add_argument
     add("--strengths", metavar="NAME", default="sigmoid",
         help=f"the parameterization: {', '.join(PARTS['strengths'])} (sigmoid is annealed, clamp is the released one), "
