@@ -204,7 +204,7 @@ class Comparison:
 
 
 def settings_of(args: argparse.Namespace) -> dict:
-    """The options that are those of train_sparse_mask.py, by name; by default what that has by default."""
+    """The options that train_sparse_mask.py has too, by name; one that args lacks has its default."""
     parser = argparse.ArgumentParser()
     add_training_options(parser)
     return {action.dest: getattr(args, action.dest, action.default) for action in parser._actions

@@ -41,8 +41,8 @@ def settings(**changes):
     return {**vars(build_parser().parse_args([])), **changes}
 
 
-def plan(tmp_path, *entries, seeds=(0, 1), **more):
-    return Plan(parse_entries(entries), seeds, tmp_path, settings(max_epoch=3), **more)
+def plan(tmp_path, *entries, seeds=(0, 1), options=(), **more):
+    return Plan(parse_entries(entries), seeds, tmp_path, settings(max_epoch=3, **dict(options)), **more)
 
 
 # ---- entries and commands
@@ -98,6 +98,9 @@ def test_the_commands_of_other_entries(tmp_path):
     folder = tmp_path / "unet" / "seed5"
     assert f"--ft_model {folder / 'train'}" in finetune and "--lr 0.1" in finetune and "--mask_path" not in finetune
     assert "--lr" not in train and f"--pretrained_model {folder / 'finetune'}" in evaluate
+    made = plan(tmp_path, "unet", finetune="--lr 0.1", options={"init": "fan_in"})
+    train, finetune, _ = made.jobs()[0].commands
+    assert "--init fan_in" in train and "--init" not in finetune  # the trained network goes on
     assert without == [f"{evaluate.replace(str(folder / 'result'), str(tmp_path / 'without-unet/seed5/result'))} "
                        f"--without_each"]
 

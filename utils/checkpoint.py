@@ -13,7 +13,6 @@ from torch import nn
 from models import FullyDenseNetwork, SparseMask, connectivity, hub
 from models.backbones import BACKBONES, MOBILENETS, make_backbone
 from models.components import check_name, is_own, require_named
-from models.layers import INIT_MODES
 from models.network import (
     CONNECTIONS,
     DEFAULT_PARTS,
@@ -115,7 +114,7 @@ class Checkpoint:
                 raise InputError(f"the checkpoint {self.path} uses the {kind} {name!r}, which has to be imported; "
                                  f"name it first (require_parts)", about=kind)
 
-    def build(self, num_classes: int | None = None, init: str = INIT_MODES[0]) -> FullyDenseNetwork | SparseMask:
+    def build(self, num_classes: int | None = None, init: str = "fan_out") -> FullyDenseNetwork | SparseMask:
         """The network with its weights; for another number of classes its head starts anew, as init says.
 
         Raises InputError if the weights do not fit, or for a part that the user did not name.

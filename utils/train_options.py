@@ -75,7 +75,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> argparse._ArgumentG
     add_model_options(group)
     group.add_argument("--init", choices=INIT_MODES, default=INIT_MODES[0],
                        help="the Kaiming normal that the convolutions of decoder and head start from: fan_out, the "
-                            "released one, or fan_in, with which wide inputs do not outweigh the others")
+                            "released one, or fan_in, which takes the number of inputs into account")
     add = parser.add_argument_group("search").add_argument
     add("--strengths", metavar="NAME", default="sigmoid",
         help=f"the parameterization: {', '.join(PARTS['strengths'])} (sigmoid is annealed, clamp is the released one), "
