@@ -12,7 +12,7 @@ from models import SparseMask, connectivity
 from models.backbones import BACKBONES
 from models.components import is_own
 from models.connectivity import describe, source_name, unread_stages
-from models.costs import UNITS
+from models.costs import cost_text
 from models.pruning import (
     DEFAULT_THRESHOLD,
     gap,
@@ -21,6 +21,7 @@ from models.pruning import (
     prune_to_strongest,
     rank,
     require_input,
+    total_cost,
 )
 from models.transfer import describe_encoder
 from utils.checkpoint import Checkpoint, read_checkpoint
@@ -46,8 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="prune.py", description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="a checkpoint of a search, or the folder of its run")
     parser.add_argument("--thres", type=float, default=DEFAULT_THRESHOLD,
-                        help="weaker connections are dropped. Without this option, a search with a budget keeps the "
-                             "strongest connections within it")
+                        help="weaker connections are dropped. Without this option, a search with a budget is pruned to "
+                             "the budget")
     parser.add_argument("--strongest", type=int, metavar="K",
                         help="keep the K strongest inputs of each stage instead, as MaskConnect does")
     group = parser.add_argument_group("model")
@@ -96,9 +97,9 @@ def main(args: argparse.Namespace) -> None:
     elif budget:
         num_dropped = sum(int((p <= DEFAULT_THRESHOLD).sum()) for p in strengths)
         kept, rule = prune_to_cost(ranks, *budget, num_dropped), "budget"
-        cost = sum(float(c[kept[l, :l + 1]].sum()) for l, c in enumerate(budget[0]))
-        how = (f"the strongest connections within the budget of the search, {budget[1]:,.4g} "
-               f"{UNITS[checkpoint.settings['cost']]}: they cost {cost:,.4g}")
+        cost, kind = total_cost(kept, budget[0]), checkpoint.settings["cost"]
+        how = (f"pruned to the budget of the search, {cost_text(budget[1], kind)}: the connections cost "
+               f"{cost_text(cost, kind)}, {100 * cost / budget[1]:.0f} % of it")
     else:
         kept, rule = prune_at(args.thres, strengths, checkpoint.path), f"thres_{shortest(args.thres)}"
         how = f"at the threshold {args.thres:g}"

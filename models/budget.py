@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from models.costs import cost_text
 from models.losses import sparse_loss, sparsity_target
-from models.pruning import DEFAULT_THRESHOLD
+from models.pruning import DEFAULT_THRESHOLD, total_cost
 from utils.errors import InputError
 
 GAIN = 400.0  # of the weight, over all steps in which the strengths learn, for a cost of e times the budget
@@ -25,9 +26,9 @@ class CostLoss:
     def __init__(self, costs: Sequence[np.ndarray], budget: float | None = None):
         cheapest, most = float(costs[-1].min()), sum(float(c.sum()) for c in costs)
         if budget is not None and not cheapest <= budget <= most:
-            raise InputError(f"the budget is {budget:.4g}; the cheapest connection of the finest stage costs "
-                             f"{cheapest:.4g}, and all connections {most:.4g}: give a number between them",
-                             about="budget")
+            raise InputError(f"the budget is {cost_text(budget)}; the cheapest connection of the finest stage costs "
+                             f"{cost_text(cheapest)}, and all connections {cost_text(most)}: give a number "
+                             f"between them", about="budget")
         self.costs, self.budget = [torch.as_tensor(c, dtype=torch.float64) for c in costs], budget
         self.weight, self.integral = (torch.zeros((), dtype=torch.float64) for _ in range(2))
         self.delta = torch.ones((), dtype=torch.float64)  # of `kept`
@@ -91,7 +92,7 @@ class CostLoss:
 
     def pruned_cost(self, connectivity: np.ndarray) -> float:
         """The cost of a connectivity, bool (L, L, 2)."""
-        return sum(float(c.cpu().numpy()[connectivity[l, :l + 1]].sum()) for l, c in enumerate(self.costs))
+        return total_cost(connectivity, [c.cpu().numpy() for c in self.costs])
 
     def state_dict(self) -> dict:
         """What a resumed search needs: the weight, and the costs, since latencies are measured once."""

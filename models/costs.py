@@ -17,6 +17,11 @@ COSTS = tuple(UNITS)
 RUNS = 7  # timed, of which the median counts
 
 
+def cost_text(cost: float, kind: str | None = None) -> str:
+    """A cost, with its unit if its kind is given: 108,480 parameters, 0.2345 ms."""
+    return f"{cost:{',.0f' if cost >= 1000 else '.4g'}}{f' {UNITS[kind]}' if kind else ''}"
+
+
 def connection_costs(network: SegmentationNetwork, kind: str, size: Sequence[int]) -> np.ndarray:
     """float64 (L, L, 2), [stage, source, side]: the cost of each connection that the network has, 0 elsewhere.
 

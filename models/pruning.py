@@ -7,7 +7,8 @@ from models.connectivity import empty
 from utils.errors import InputError
 
 DEFAULT_THRESHOLD = 1e-3
-COST_MARGIN = 0.05  # of the cost that a decoder shall have
+COST_MARGIN = 0.05  # of the cost that a decoder shall have, where connections are left out or added to reach it
+FOUND_MARGIN = 0.1  # where what the search kept is taken as it is
 
 
 def prune(strengths: Sequence[np.ndarray], threshold: float = DEFAULT_THRESHOLD) -> np.ndarray:
@@ -50,12 +51,15 @@ def prune_to_cost(ranks: Sequence[np.ndarray], costs: Sequence[np.ndarray], targ
                   num_dropped: int = 0) -> np.ndarray:
     """Ranks of strengths -> connectivity of the strongest connections that cost together about the target.
 
-    costs: of the connections, arrays (l+1, 2). The strongest connection of all stages that are used is taken next: of
-    the finest at first, and of another once a connection that reads it is taken. What would cost more than the target
-    and COST_MARGIN, after `prune`, is left out: a single large connection can be a fifth of a decoder.
-    num_dropped: how many of the weakest the search has dropped; these are taken only while the cost is below the target
-    less COST_MARGIN.
+    costs: of the connections, arrays (l+1, 2). num_dropped: how many of the weakest the search has dropped. The others,
+    after `prune`, are the result if their cost is the target within FOUND_MARGIN. If not, the strongest connection of
+    all stages that are used is taken next: of the finest at first, and of another once a connection that reads it is
+    taken. What would cost more than the target and COST_MARGIN is left out: a single large connection can be a fifth of
+    a decoder. What the search has dropped is taken only while the cost is below the target less COST_MARGIN.
     """
+    found = prune([(r >= num_dropped).astype(float) for r in ranks], 0.5)
+    if abs(total_cost(found, costs) - target) <= target * FOUND_MARGIN:
+        return found
     chosen, kept, cost = [np.zeros(r.shape) for r in ranks], empty(len(ranks)), 0.0
     waiting = [(int(number), l, *place) for l, r in enumerate(ranks) for place, number in np.ndenumerate(r)]
     used = {len(ranks) - 1}
@@ -67,7 +71,7 @@ def prune_to_cost(ranks: Sequence[np.ndarray], costs: Sequence[np.ndarray], targ
             break
         chosen[l][source, side] = 1
         tried = prune(chosen, 0.5)
-        new_cost = sum(float(c[tried[m, :m + 1]].sum()) for m, c in enumerate(costs))
+        new_cost = total_cost(tried, costs)
         if new_cost > target * (1 + COST_MARGIN):
             chosen[l][source, side] = 0
             continue
@@ -75,6 +79,11 @@ def prune_to_cost(ranks: Sequence[np.ndarray], costs: Sequence[np.ndarray], targ
         if side == 1 and source > 0:  # decoder-side source j is stage j - 1
             used.add(source - 1)
     return kept
+
+
+def total_cost(kept: np.ndarray, costs: Sequence[np.ndarray]) -> float:
+    """What a connectivity costs, given the costs of the connections, arrays (l+1, 2)."""
+    return sum(float(c[kept[l, :l + 1]].sum()) for l, c in enumerate(costs))
 
 
 def require_input(kept: np.ndarray, strengths: Sequence[np.ndarray], threshold: float) -> None:

@@ -164,7 +164,7 @@ def test_a_resumed_search_is_the_uninterrupted_one(command, tmp_path, options):
 def test_a_search_with_a_budget_is_pruned_to_it(command, tmp_path):
     assert call(*command, "--cost", "parameters", "--budget", "30k", "--run_name", "run").code == 0
     outcome = call("prune.py", "--checkpoint", tmp_path / "run")
-    assert outcome.code == 0 and "within the budget of the search, 3e+04 parameters" in outcome.text, outcome.text
+    assert outcome.code == 0 and "to the budget of the search, 30,000 parameters" in outcome.text, outcome.text
     mask = connectivity.load(tmp_path / "run" / "mask_budget.npy")
     network = SparseMask(mask, depth=4, num_classes=3)
     assert abs(connection_costs(network, "parameters", (64, 64)).sum() / 30_000 - 1) <= 0.1

@@ -157,3 +157,15 @@ def test_what_the_search_kept_is_taken_as_long_as_it_fits():
     costs[2][0, 0] = 2  # what the search kept costs 4: the weak ones fill up to the budget of 5
     kept = prune_to_cost(rank(strengths), costs, 5, num_dropped)
     assert np.argwhere(kept).tolist() == [[2, 0, 0], [2, 0, 1], [2, 1, 0], [2, 2, 0]]
+
+
+@pytest.mark.parametrize("dear, taken", [(83, [0, 1, 2]), (102, [0, 1, 2]), (103, [0]), (81, [0, 1, 2, 3])])
+def test_what_the_search_kept_is_taken_whole_within_a_tenth_of_the_budget(dear, taken):
+    """Neither the weakest of it is left out, nor is it filled up with what the search dropped."""
+    strengths = [np.full((l + 1, 2), 1e-8) for l in range(4)]
+    strengths[3][:, 0] = 1, 0.9, 0.8, 1e-7
+    costs = [np.full((l + 1, 2), 50.0) for l in range(4)]
+    costs[3][:, 0] = dear, 4, 4, 10
+    num_dropped = sum(int((p <= DEFAULT_THRESHOLD).sum()) for p in strengths)
+    kept = prune_to_cost(rank(strengths), costs, 100, num_dropped)
+    assert np.argwhere(kept).tolist() == [[3, source, 0] for source in taken]

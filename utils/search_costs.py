@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 from models import FullyDenseNetwork
 from models.budget import CostLoss
-from models.costs import UNITS, connection_costs
+from models.costs import connection_costs, cost_text
 from models.pruning import DEFAULT_THRESHOLD, prune
 from utils.run import TrainingState
 
@@ -17,5 +17,5 @@ def make_cost_loss(network: FullyDenseNetwork, kind: str, size: Sequence[int], b
 def describe_cost(state: TrainingState, kind: str) -> str:
     """What the decoder costs after a search at the default threshold, beside its budget."""
     found, budget = state.cost_loss.pruned_cost(prune(state.network.final_strengths())), state.cost_loss.budget
-    line = f"at the threshold {DEFAULT_THRESHOLD:g} the connections cost {found:,.4g} {UNITS[kind]}"
+    line = f"at the threshold {DEFAULT_THRESHOLD:g} the connections cost {cost_text(found, kind)}"
     return line if budget is None else f"{line}, {100 * found / budget:.0f} % of the budget"
