@@ -3,6 +3,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
 from models import connectivity
@@ -43,6 +44,22 @@ def test_other_encoders_can_be_drawn():
     assert picture.shape[0] == 3 and len(np.unique(picture.reshape(3, -1), axis=1).T) > 10
     drawn = {artist.get_gid() for artist in figure.findobj() if "<-" in (artist.get_gid() or "")}
     assert len(drawn) == kept.sum()
+
+
+@pytest.mark.parametrize("name", connectivity.NAMED)
+def test_what_connections_are_worth_can_be_read(name):
+    kept = connectivity.NAMED[name]()
+    worth = {(l, j, side): (100 * l + 10 * j + side) / 1000 - 0.3 for l, j, side in np.argwhere(kept)}
+    figure = drawing.draw_architecture(kept, worth=worth, **SIZES)
+    figure.draw_without_rendering()
+    axes, = figure.axes
+    labels = [text for text in axes.texts if "." in text.get_text()]
+    assert sorted(label.get_text() for label in labels) == sorted(f"{100 * value:.1f}" for value in worth.values())
+    boxes = [label.get_window_extent() for label in labels]
+    nodes = [patch.get_window_extent() for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in [*boxes[:i], *nodes])
+        assert axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1)
 
 
 def strengths_at(step):

@@ -18,9 +18,11 @@ finally:
         os.environ["MPLBACKEND"] = backend
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.bezier import BezierSegment
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, PathPatch
 from matplotlib.path import Path as Curve
+from matplotlib.text import Text
 
 from models.connectivity import source_name, summary
 from models.pruning import DEFAULT_THRESHOLD
@@ -54,7 +56,7 @@ def draw_architecture(connectivity: np.ndarray, channels: Sequence[int], strides
     """The network of a connectivity bool (L, L, 2), finest stage on top.
 
     channels, strides: of the encoder's taps, deepest first. depth: channels of a stage. A line has its source's colour.
-    worth: {(stage, source, side): fraction of mIoU}, which widens the lines and is written, in points, at their ends.
+    worth: {(stage, source, side): fraction of mIoU}, which widens the lines and is written on them, in points.
     """
     num = len(connectivity)
     reads_global = connectivity[:, 0, 1].any()
@@ -77,7 +79,7 @@ def draw_architecture(connectivity: np.ndarray, channels: Sequence[int], strides
     if reads_global:
         draw_box(axes, DECODER_X, -1, "G", f"{channels[0]} channels", colours[0])
         draw_arrow(axes, (ENCODER_X + WIDTH / 2, -0.12), (DECODER_X - WIDTH / 2, -1), "global average", style="dotted")
-    draw_connections(axes, connectivity, colours, worth)
+    labels = draw_connections(axes, connectivity, colours, worth)
     draw_arrow(axes, (ENCODER_X, num - 0.28), (ENCODER_X, num - 1 + HEIGHT / 2))
     axes.text(ENCODER_X, num - 0.25, "image", ha="center", va="bottom", color=INK)
     draw_arrow(axes, (DECODER_X, num - 1 + HEIGHT / 2), (DECODER_X, num - 0.28))
@@ -87,6 +89,8 @@ def draw_architecture(connectivity: np.ndarray, channels: Sequence[int], strides
     axes.set_xlim(-2.6, DECODER_X + 3.4)
     axes.set_ylim(bottom, top)
     axes.axis("off")
+    if labels:
+        place_on_curves(figure, labels)
     return figure
 
 
@@ -121,11 +125,13 @@ def draw_arrow(axes: Axes, start: tuple, stop: tuple, note: str | None = None, s
 
 
 def draw_connections(axes: Axes, connectivity: np.ndarray, colours: Sequence,
-                     worth: Mapping[tuple, float] | None = None) -> None:
+                     worth: Mapping[tuple, float] | None = None) -> list[tuple[Text, BezierSegment]]:
     """A curve a connection: of the encoder side from the left, of the decoder side round the right.
 
-    worth: see draw_architecture. The widest line is that of the greatest worth.
+    worth: see draw_architecture. The widest line is that of the greatest worth. Returns the numbers, all of them still
+    at the ends of their curves, and the curves.
     """
+    labels = []
     width = 1.7 if connectivity.sum() <= FEW else 0.9
     most = max([*(worth or {}).values(), 1e-9])
     for side in (0, 1):
@@ -148,9 +154,35 @@ def draw_connections(axes: Axes, connectivity: np.ndarray, colours: Sequence,
                                      gid=f"D[{l}]<-{source_name(j, side)}"))
             axes.plot(*points[-1], marker="<" if side else ">", color=colours[j], markersize=4, zorder=5)
             if worth:
-                x, where = (points[-1][0] + 0.12, "left") if side else (points[-1][0] - 0.12, "right")
-                axes.text(x, stop, f"{100 * value:.1f}", ha=where, va="center", fontsize=6.5, color=INK, zorder=6,
-                          bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.4})
+                points_lost = round(100 * value, 1) + 0  # + 0: no "-0.0"
+                text = axes.text(*points[-1], f"{points_lost:.1f}", ha="center", va="center", fontsize=6.5, color=INK,
+                                 zorder=6, bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5})
+                labels.append((text, BezierSegment(points)))
+    return labels
+
+
+def place_on_curves(figure: Figure, labels: Sequence[tuple[Text, BezierSegment]]) -> None:
+    """Moves each label along its curve to where it covers no box, no arrow head, no other label and no other curve.
+
+    Of several such places it takes the nearest to the end, and where there is none the one that covers least.
+    """
+    figure.draw_without_rendering()  # the layout is known from here on
+    axes = labels[0][0].axes
+    taken = [patch.get_window_extent().extents for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
+    taken += [line.get_window_extent().extents for line in axes.lines]
+    positions = np.array([[curve(position) for position in np.linspace(1, 0, 100)] for _, curve in labels])
+    pixels = axes.transData.transform(positions.reshape(-1, 2)).reshape(positions.shape)
+    for number, (text, _) in enumerate(labels):
+        box = text.get_window_extent()
+        half = np.array([box.width, box.height]) / 2 + 3
+        low, high = pixels[number] - half, pixels[number] + half
+        boxes = np.array(taken)
+        overlaps = (low[:, None] < boxes[:, 2:]) & (high[:, None] > boxes[:, :2])
+        others = np.delete(pixels, number, axis=0).reshape(-1, 2)
+        covered = (low[:, None] < others) & (high[:, None] > others)
+        best = np.lexsort((covered.all(2).sum(1), overlaps.all(2).sum(1)))[0]
+        text.set_position(positions[number, best])
+        taken.append(np.concatenate([low[best], high[best]]))
 
 
 def port(here: int, edges: Sequence[tuple], other: int, outgoing: bool) -> float:
