@@ -52,14 +52,16 @@ def prune_to_cost(ranks: Sequence[np.ndarray], costs: Sequence[np.ndarray], targ
     """Ranks of strengths -> connectivity of the strongest connections that cost together about the target.
 
     costs: of the connections, arrays (l+1, 2). num_dropped: how many of the weakest the search has dropped. The others,
-    after `prune`, are the result if their cost is the target within FOUND_MARGIN. If not, the strongest connection of
-    all stages that are used is taken next: of the finest at first, and of another once a connection that reads it is
-    taken. What would cost more than the target and COST_MARGIN is left out: a single large connection can be a fifth of
-    a decoder. What the search has dropped is taken only while the cost is below the target less COST_MARGIN.
+    after `prune`, are the result if their cost is the target within FOUND_MARGIN, or is so without the weakest of them.
+    If not, the strongest connection of all stages that are used is taken next: of the finest at first, and of another
+    once a connection that reads it is taken. What would cost more than the target and COST_MARGIN is left out: a single
+    large connection can be a fifth of a decoder. What the search has dropped is taken only while the cost is below the
+    target less COST_MARGIN.
     """
-    found = prune([(r >= num_dropped).astype(float) for r in ranks], 0.5)
-    if abs(total_cost(found, costs) - target) <= target * FOUND_MARGIN:
-        return found
+    for weakest in range(num_dropped, sum(r.size for r in ranks)):
+        found = prune([(r >= weakest).astype(float) for r in ranks], 0.5)
+        if abs(total_cost(found, costs) - target) <= target * FOUND_MARGIN:
+            return found
     chosen, kept, cost = [np.zeros(r.shape) for r in ranks], empty(len(ranks)), 0.0
     waiting = [(int(number), l, *place) for l, r in enumerate(ranks) for place, number in np.ndenumerate(r)]
     used = {len(ranks) - 1}
