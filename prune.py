@@ -94,22 +94,23 @@ def main(args: argparse.Namespace) -> None:
     if args.strongest:
         kept, rule = prune_to_strongest(ranks, args.strongest), f"strongest_{args.strongest}"
         how = f"the {args.strongest} strongest inputs of each stage"
+        notes = [how]
     elif budget:
         num_dropped = sum(int((p <= DEFAULT_THRESHOLD).sum()) for p in strengths)
         kept, rule = prune_to_cost(ranks, *budget, num_dropped), "budget"
         cost, kind = total_cost(kept, budget[0]), checkpoint.settings["cost"]
         how = (f"pruned to the budget of the search, {cost_text(budget[1], kind)}: the connections cost "
                f"{cost_text(cost, kind)}, {100 * cost / budget[1]:.0f} % of it")
+        notes = [how, *budget_lines(prune(strengths), kept, *budget)]
     else:
         kept, rule = prune_at(args.thres, strengths, checkpoint.path), f"thres_{shortest(args.thres)}"
         how = f"at the threshold {args.thres:g}"
+        notes = threshold_lines(strengths, args.thres, kept)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an unread stage is reported below
         parts = {kind: name for kind, name in checkpoint.parts.items() if kind != "strengths"}
         network = SparseMask(kept, depth=checkpoint.depth, num_classes=checkpoint.num_classes, **parts)
-    lines = [describe(kept)]
-    lines += [f"warning: nothing reads D[{l}]" for l in unread_stages(kept)]
-    lines += threshold_lines(strengths, args.thres, kept) if rule.startswith("thres") else [how]
+    lines = [describe(kept), *(f"warning: nothing reads D[{l}]" for l in unread_stages(kept)), *notes]
     before, after = count(supernet), count(network)
     lines.append(f"parameters: {before:,} in the supernet, {after:,} pruned "
                  f"({count(network.backbone):,} encoder, {after - count(network.backbone):,} decoder and head)")
@@ -144,6 +145,16 @@ def threshold_lines(strengths: Sequence[np.ndarray], threshold: float, kept: np.
     above = sum(int((p > threshold).sum()) for p in strengths)
     return [f"{above} of {sum(p.size for p in strengths)} strengths are above {threshold:g}; {above - int(kept.sum())} "
             f"of them belonged to stages that pruning found useless", *gap_lines(strengths, threshold)]
+
+
+def budget_lines(found: np.ndarray, kept: np.ndarray, costs: Sequence[np.ndarray], budget: float) -> list[str]:
+    """How the decoder of the budget differs from what the search kept, as text; nothing where it does not."""
+    if (found == kept).all():
+        return []
+    added = int((kept & ~found).sum())
+    return [f"the search kept {int(found.sum())} connections, {100 * total_cost(found, costs) / budget:.0f} % of the "
+            f"budget: {int((kept & found).sum())} of them are taken" +
+            (f", and {added} that it did not keep" if added else "")]
 
 
 def shortest(threshold: float) -> str:

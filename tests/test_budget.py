@@ -1,6 +1,7 @@
 """A search that knows what its connections cost: the loss, the expected cost, the weight that adapts, the commands."""
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -169,6 +170,10 @@ def test_a_search_with_a_budget_is_pruned_to_it(command, tmp_path):
     network = SparseMask(mask, depth=4, num_classes=3)
     assert abs(connection_costs(network, "parameters", (64, 64)).sum() / 30_000 - 1) <= 0.1
     assert "the threshold" not in (tmp_path / "run" / "mask_budget.txt").read_text()
+    said = re.search(r"the search kept (\d+) connections, \d+ % of the budget: (\d+) of them are taken"
+                     r"(?:, and (\d+) that it did not keep)?\n", outcome.text)
+    kept, taken, added = (int(number or 0) for number in said.groups())
+    assert taken <= kept and taken + added == mask.sum()
     outcome = call("prune.py", "--checkpoint", tmp_path / "run", "--thres", 0.3)
     assert outcome.code == 0 and (tmp_path / "run" / "mask_thres_0.3.npy").exists(), outcome.text
 
