@@ -148,7 +148,10 @@ def threshold_lines(strengths: Sequence[np.ndarray], threshold: float, kept: np.
 
 
 def budget_lines(found: np.ndarray, kept: np.ndarray, costs: Sequence[np.ndarray], budget: float) -> list[str]:
-    """How the decoder of the budget differs from what the search kept, as text; nothing where it does not."""
+    """How the decoder `kept` differs from what the search kept, `found`, as text; nothing where it does not.
+
+    found, kept: bool (L, L, 2). costs: of the connections, arrays (l+1, 2); budget: in the same unit.
+    """
     if (found == kept).all():
         return []
     added = int((kept & ~found).sum())

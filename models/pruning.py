@@ -51,9 +51,10 @@ def prune_to_cost(ranks: Sequence[np.ndarray], costs: Sequence[np.ndarray], targ
                   num_dropped: int = 0) -> np.ndarray:
     """Ranks of strengths -> connectivity of the strongest connections that cost together about the target.
 
-    costs: of the connections, arrays (l+1, 2). num_dropped: how many of the weakest the search has dropped. The others,
-    after `prune`, are the result if their cost is the target within FOUND_MARGIN, or is so without the weakest of them.
-    If not, the strongest connection of all stages that are used is taken next: of the finest at first, and of another
+    costs: of the connections, arrays (l+1, 2), in the unit of the target. num_dropped: how many of the weakest the
+    search has dropped. The others, after `prune`, are the result if their cost is within FOUND_MARGIN of the target. If
+    not, the weakest of them are left out, one after the other, until it is. If it never is, the connectivity is built
+    anew: the strongest connection of all stages that are used is taken next, of the finest at first, and of another
     once a connection that reads it is taken. What would cost more than the target and COST_MARGIN is left out: a single
     large connection can be a fifth of a decoder. What the search has dropped is taken only while the cost is below the
     target less COST_MARGIN.

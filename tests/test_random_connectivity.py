@@ -7,7 +7,15 @@ from helpers import random_batch, randomize
 from models import SparseMask, connectivity
 from models.costs import connection_costs
 from models.inference import for_inference
-from models.pruning import DEFAULT_THRESHOLD, FOUND_MARGIN, prune, prune_to_cost, prune_to_strongest, rank
+from models.pruning import (
+    COST_MARGIN,
+    DEFAULT_THRESHOLD,
+    FOUND_MARGIN,
+    prune,
+    prune_to_cost,
+    prune_to_strongest,
+    rank,
+)
 from models.random_connectivity import as_strengths, random_connectivities
 from utils.errors import InputError
 
@@ -124,13 +132,14 @@ def test_ranks_are_a_permutation_in_the_order_of_the_strengths():
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.6])
 @pytest.mark.parametrize("which", [0, 1])
-def test_the_strongest_connections_of_a_cost(costs, share, which):
+@pytest.mark.parametrize("num_dropped, margin", [(0, FOUND_MARGIN), (90, COST_MARGIN)])
+def test_the_strongest_connections_of_a_cost(costs, share, which, num_dropped, margin):
     rng = np.random.default_rng(1)
     strengths = [rng.random((l + 1, 2)) for l in range(9)]
     each = [costs[which][l, :l + 1] for l in range(9)]
     target = share * costs[which].sum()
-    kept = connectivity.check(prune_to_cost(rank(strengths), each, target))
-    assert abs((costs[which] * kept).sum() / target - 1) <= FOUND_MARGIN
+    kept = connectivity.check(prune_to_cost(rank(strengths), each, target, num_dropped))
+    assert abs((costs[which] * kept).sum() / target - 1) <= margin
     assert (prune(as_strengths(kept)) == kept).all()
 
 

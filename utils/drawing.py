@@ -34,6 +34,7 @@ COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e
 ENCODER_X, DECODER_X = 0.0, 5.2  # centres of the two columns
 WIDTH, HEIGHT = 1.5, 0.56  # of a box
 FEW = 40  # strengths that are written out as numbers
+MARGIN = 3  # around a label, in pixels
 
 
 @contextlib.contextmanager
@@ -128,8 +129,8 @@ def draw_connections(axes: Axes, connectivity: np.ndarray, colours: Sequence,
                      worth: Mapping[tuple, float] | None = None) -> list[tuple[Text, BezierSegment]]:
     """A curve a connection: of the encoder side from the left, of the decoder side round the right.
 
-    worth: see draw_architecture. The widest line is that of the greatest worth. Returns the numbers, all of them still
-    at the ends of their curves, and the curves.
+    worth: see draw_architecture. The widest line is that of the greatest worth. Returns the labels, which are still at
+    the ends of their curves and may cover each other, and the curves.
     """
     labels = []
     width = 1.7 if connectivity.sum() <= FEW else 0.9
@@ -164,17 +165,17 @@ def draw_connections(axes: Axes, connectivity: np.ndarray, colours: Sequence,
 def place_on_curves(figure: Figure, labels: Sequence[tuple[Text, BezierSegment]]) -> None:
     """Moves each label along its curve to where it covers no box, no arrow head, no other label and no other curve.
 
-    Of several such places it takes the nearest to the end, and where there is none the one that covers least.
+    labels: each with its curve, in data coordinates. Of several such places it takes the nearest to the end of the
+    curve, and where there is none the one that covers least.
     """
     figure.draw_without_rendering()  # the layout is known from here on
     axes = labels[0][0].axes
     taken = [patch.get_window_extent().extents for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
     taken += [line.get_window_extent().extents for line in axes.lines]
-    positions = np.array([[curve(position) for position in np.linspace(1, 0, 100)] for _, curve in labels])
+    positions = np.stack([curve(np.linspace(1, 0, 100)) for _, curve in labels])  # (labels, 100, 2)
     pixels = axes.transData.transform(positions.reshape(-1, 2)).reshape(positions.shape)
     for number, (text, _) in enumerate(labels):
-        box = text.get_window_extent()
-        half = np.array([box.width, box.height]) / 2 + 3
+        half = text.get_window_extent().size / 2 + MARGIN
         low, high = pixels[number] - half, pixels[number] + half
         boxes = np.array(taken)
         overlaps = (low[:, None] < boxes[:, 2:]) & (high[:, None] > boxes[:, :2])
