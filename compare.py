@@ -12,7 +12,7 @@ from models.components import is_own
 from models.inference import for_inference
 from utils import comparison_rows
 from utils.cli import run_command
-from utils.comparison import FORMS, Entry, Job, Plan, parse_entries, parse_entry
+from utils.comparison import FORMS, Entry, Job, Plan, parse_entries, parse_entry, parts_of
 from utils.comparison_masks import masks_without, random_masks
 from utils.comparison_table import ABLATION, ablation_table, remarks, summarize, to_markdown
 from utils.errors import InputError, first_line
@@ -20,7 +20,7 @@ from utils.files import write_atomically
 from utils.hardware import describe_device
 from utils.job_runner import LOG, JobRunner
 from utils.measuring import timed
-from utils.options import NO_LIST, PART_OPTIONS, HelpFormatter, check_numbers
+from utils.options import NO_LIST, HelpFormatter, check_numbers
 from utils.parallel import count_cores
 from utils.runtime import Precision, select_device
 from utils.stopping import STOPPED
@@ -86,7 +86,7 @@ class Comparison:
 
     def __init__(self, args: argparse.Namespace, settings: Mapping):
         self.args, self.settings, self.out = args, settings, Path(args.out)
-        self.parts = {kind: settings[option] for kind, (option, _) in PART_OPTIONS.items()}
+        self.parts = parts_of(settings)
         boundary = f"--boundary {args.boundary} " if args.boundary else ""
         self.plan = Plan(parse_entries(args.entries), args.seeds, self.out, settings, args.search_options,
                          args.finetune_options, f"{boundary}{args.eval_options}".strip(), self.find_random,
@@ -102,7 +102,7 @@ class Comparison:
         known = -1
         while len(self.content["rows"]) != known:  # what is done may make others possible, which may be done too
             known, jobs = len(self.content["rows"]), self.plan.jobs()
-            self.content = comparison_rows.collect(self.content, jobs, self.parts)
+            self.content = comparison_rows.collect(self.content, jobs)
             if len(self.content["rows"]) != known:
                 comparison_rows.save(self.out, self.content)
         done = {(row["entry"], row["seed"]) for row in self.content["rows"]}
@@ -141,9 +141,9 @@ class Comparison:
 
     def network(self, mask: np.ndarray, parts: Mapping) -> SparseMask:
         """A network with random weights. parts: names by kind, beside the shared ones; none is imported for them."""
-        own = {kind: name for kind, name in parts.items() if not is_own(name)}
-        shared = {kind: name for kind, name in self.parts.items() if kind != "strengths"}
-        return SparseMask(mask, depth=self.settings["depth"], num_classes=self.settings["n_class"], **{**shared, **own})
+        known = {kind: name for kind, name in parts.items() if not is_own(name)}
+        return SparseMask(mask, depth=self.settings["depth"], num_classes=self.settings["n_class"],
+                          **{**self.parts, **known})
 
     def build(self, row: Mapping) -> SparseMask:
         """The network of a row."""

@@ -113,6 +113,38 @@ def test_a_budget_is_an_option_of_the_searches_alone(tmp_path):
     assert "--cost" not in search[2] and "--cost" not in train[0]
 
 
+def test_pruning_is_told_the_own_parts_of_its_search(tmp_path):
+    """Of that entry alone, and what its training and evaluation use is not the search's."""
+    made = plan(tmp_path, "search:--strengths mine:Own", "search:--head mine:other", search="--head mine:head",
+                options={"connection": "mine:connection"}, seeds=[0])
+    shared = "--connection mine:connection"
+    commands = [job.commands for job in made.jobs()]
+    for (search, prune_, train, evaluate), parts in zip(commands, (
+            f"{shared} --head mine:head --strengths mine:Own", f"{shared} --head mine:other"), strict=True):
+        assert prune_.endswith(f"/search {parts}")
+        assert all(part in search for part in parts.split(" --"))
+        assert shared in train and evaluate.endswith(shared)
+        assert not any(word in command for command in (train, evaluate) for word in ("mine:head", "mine:o", "mine:Own"))
+
+
+def test_a_search_with_own_strengths_is_collected(data, tmp_path, monkeypatch):
+    """An entry may name them for itself: the shared options need not."""
+    (tmp_path / "own_strengths.py").write_text("from models.strengths import SigmoidStrengths as Own\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = "search:--strengths own_strengths:Own"
+    folder = tmp_path / "out" / parse_entry(entry).name / "seed0"
+    options = [*TINY_RUNS, *folders(data)]
+    outcome = call("train_sparse_mask.py", "--search", *options, "--strengths", "own_strengths:Own",
+                   "--exp_path", folder, "--run_name", "search")
+    assert outcome.code == 0, outcome.text
+    (folder / "result.json").write_text(json.dumps({"m_iou": 0.4, "parts": {}, "connectivity": ""}))
+    outcome = call("compare.py", "--entries", entry, "--seeds", 0, *options, "--out", tmp_path / "out",
+                   "--print_commands")
+    assert outcome == (0, "")
+    found, = json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"]
+    assert found["entry"] == parse_entry(entry).name and "0.5" in found["thresholds"]
+
+
 @pytest.mark.parametrize("option, text, words", [
     ("--search_options", "--bogus 3", "none of a training"), ("--search_options", "--max_epoch 0", "--max_epoch is 0"),
     ("--search_options", "'", "cannot be read"), ("--finetune_options", "--lr -1", "--lr is -1")])

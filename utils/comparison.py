@@ -7,7 +7,7 @@ import argparse
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from models import connectivity
@@ -51,6 +51,7 @@ class Job:
     folder: Path
     commands: list
     needs: Path | None = None  # a file that another job writes
+    search_parts: Mapping = field(default_factory=dict)  # the names of its search's parts, by kind
 
     @property
     def result(self) -> Path:
@@ -135,8 +136,7 @@ class Plan:
 
     def check(self) -> None:
         """Raises InputError for options of a run that it would refuse, before the first one begins."""
-        searches = [self.run_settings(f"{self.search} {entry.options}", search=True) for entry in self.entries
-                    if entry.kind == "search"]
+        searches = [self.search_settings(entry) for entry in self.entries if entry.kind == "search"]
         trainings = [self.run_settings(self.training_options(entry), mask_path="fcn") for entry in self.entries]
         if self.finetune is not None:
             trainings.append(self.run_settings(self.finetune, mask_path="fcn"))
@@ -159,6 +159,10 @@ class Plan:
         settings = {**vars(parser.parse_args(words, argparse.Namespace(**self.settings))), **more}
         return settings if settings["search"] else {**settings, "cost": None, "budget": None}  # what only a search has
 
+    def search_settings(self, entry: Entry) -> dict:
+        """All settings of an entry's search."""
+        return self.run_settings(f"{self.search} {entry.options}", search=True)
+
     def training_options(self, entry: Entry) -> str:
         """The options, as text, of an entry's training: those of its network."""
         return entry.options if entry.kind == "mask" else ""
@@ -180,7 +184,9 @@ class Plan:
                         jobs += [self.job(f"{entry.name} {name}", seed, path.with_suffix(""), str(path))
                                  for name, path in self.find_without(entry).items()]
                 elif entry.kind == "search":
-                    jobs.append(self.job(entry.name, seed, folder, *self.search_commands(entry, seed, folder)))
+                    job = self.job(entry.name, seed, folder, *self.search_commands(entry, seed, folder))
+                    job.search_parts = parts_of(self.search_settings(entry))
+                    jobs.append(job)
                 else:
                     jobs.append(self.job(entry.name, seed, folder, entry.text, options=entry.options))
         return jobs
@@ -201,12 +207,12 @@ class Plan:
     def search_commands(self, entry: Entry, seed: int, folder: Path) -> tuple[str, list]:
         """The mask that an entry's search will have written, and the commands that do."""
         run = folder / "search"
-        has_budget = self.run_settings(f"{self.search} {entry.options}", search=True)["budget"] is not None
+        settings = self.search_settings(entry)
         rule, name = ((f"--strongest {entry.number}", f"mask_strongest_{entry.number}") if entry.number else
-                      ("", "mask_budget" if has_budget else f"mask_thres_{DEFAULT_THRESHOLD:g}"))
+                      ("", "mask_budget" if settings["budget"] is not None else f"mask_thres_{DEFAULT_THRESHOLD:g}"))
         search = self.run(f"{self.search} {entry.options}", folder, "search", seed, search=True)
         prune = f"python prune.py --checkpoint {shlex.quote(str(run))} {rule}".strip()
-        return str(run / f"{name}.npy"), [search, prune + self.part_options(PART_OPTIONS)]
+        return str(run / f"{name}.npy"), [search, prune + own_part_options(parts_of(settings))]
 
     def job(self, name: str, seed: int, folder: Path, mask: str, before: Sequence[str] = (),
             options: str = "") -> Job:
@@ -236,9 +242,12 @@ class Plan:
         """The command that evaluates a run's last checkpoint."""
         options = "".join(f" --{name} {shlex.quote(str(self.settings[name]))}"
                           for name in ("im_path", "gt_path", "eval_list", "n_worker", "type", "gpu"))
-        return (f"python eval_sparse_mask.py --pretrained_model {shlex.quote(str(run))}{options} "
-                f"--json {shlex.quote(str(result))} {self.evaluation}".rstrip() + self.part_options())
+        command = (f"python eval_sparse_mask.py --pretrained_model {shlex.quote(str(run))}{options} "
+                   f"--json {shlex.quote(str(result))} {self.evaluation}").rstrip()
+        return command + own_part_options(parts_of(self.settings))
 
-    def part_options(self, kinds: Sequence[str] = ("backbone", "connection", "fusion", "head")) -> str:
-        """What a command needs beside a checkpoint whose parts, of these kinds, are the user's own."""
-        return own_part_options({kind: self.settings[PART_OPTIONS[kind][0]] for kind in kinds})
+
+def parts_of(settings: Mapping) -> dict:
+    """The names of a network's parts, by kind, in the settings of a run. Only a search has strengths."""
+    return {kind: settings[option] for kind, (option, _) in PART_OPTIONS.items()
+            if kind != "strengths" or settings.get("search")}

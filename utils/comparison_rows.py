@@ -78,24 +78,21 @@ def read_result(path: Path) -> dict | None:
         raise InputError(f"{path} cannot be read ({error}); remove it, and its evaluation is run again") from None
 
 
-def collect(content: dict, jobs: Sequence[Job], parts: Mapping) -> dict:
-    """The content with the rows of those jobs that have ended. A row stays when its folder is gone.
-
-    parts: see search_facts.
-    """
+def collect(content: dict, jobs: Sequence[Job]) -> dict:
+    """The content with the rows of those jobs that have ended. A row stays when its folder is gone."""
     rows = {(row["entry"], row["seed"]): row for row in content["rows"]}
     for job in jobs:
         result = None if (job.entry, job.seed) in rows else read_result(job.result)
         if result is not None:
             rows[job.entry, job.seed] = {"entry": job.entry, "seed": job.seed, **result,
-                                         **search_facts(job.folder / "search", parts)}
+                                         **search_facts(job.folder / "search", job.search_parts)}
     return {**content, "rows": list(rows.values())}
 
 
 def search_facts(run: Path, parts: Mapping) -> dict:
     """Of a search's run folder: what is kept at several thresholds, as text, and the gap. Empty if there is none.
 
-    parts: the names of the network's parts, by kind; those of the user's own are trusted.
+    parts: the names of the search's parts, by kind; those of the user's own are trusted.
     """
     if not run.is_dir():
         return {}
