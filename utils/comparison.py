@@ -7,7 +7,7 @@ import argparse
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from models import connectivity
@@ -51,7 +51,7 @@ class Job:
     folder: Path
     commands: list
     needs: Path | None = None  # a file that another job writes
-    search_parts: Mapping = field(default_factory=dict)  # the names of its search's parts, by kind
+    search_parts: Mapping | None = None  # the names of its search's parts, by kind; None: it has no search
 
     @property
     def result(self) -> Path:
@@ -161,7 +161,11 @@ class Plan:
 
     def search_settings(self, entry: Entry) -> dict:
         """All settings of an entry's search."""
-        return self.run_settings(f"{self.search} {entry.options}", search=True)
+        return self.run_settings(self.search_options(entry), search=True)
+
+    def search_options(self, entry: Entry) -> str:
+        """The options, as text, of an entry's search beside the shared ones."""
+        return f"{self.search} {entry.options}".strip()
 
     def training_options(self, entry: Entry) -> str:
         """The options, as text, of an entry's training: those of its network."""
@@ -184,9 +188,8 @@ class Plan:
                         jobs += [self.job(f"{entry.name} {name}", seed, path.with_suffix(""), str(path))
                                  for name, path in self.find_without(entry).items()]
                 elif entry.kind == "search":
-                    job = self.job(entry.name, seed, folder, *self.search_commands(entry, seed, folder))
-                    job.search_parts = parts_of(self.search_settings(entry))
-                    jobs.append(job)
+                    jobs.append(self.job(entry.name, seed, folder, *self.search_commands(entry, seed, folder),
+                                         search_parts=parts_of(self.search_settings(entry))))
                 else:
                     jobs.append(self.job(entry.name, seed, folder, entry.text, options=entry.options))
         return jobs
@@ -210,19 +213,19 @@ class Plan:
         settings = self.search_settings(entry)
         rule, name = ((f"--strongest {entry.number}", f"mask_strongest_{entry.number}") if entry.number else
                       ("", "mask_budget" if settings["budget"] is not None else f"mask_thres_{DEFAULT_THRESHOLD:g}"))
-        search = self.run(f"{self.search} {entry.options}", folder, "search", seed, search=True)
+        search = self.run(self.search_options(entry), folder, "search", seed, search=True)
         prune = f"python prune.py --checkpoint {shlex.quote(str(run))} {rule}".strip()
         return str(run / f"{name}.npy"), [search, prune + own_part_options(parts_of(settings))]
 
     def job(self, name: str, seed: int, folder: Path, mask: str, before: Sequence[str] = (),
-            options: str = "") -> Job:
-        """A job that trains a mask and evaluates it. before: the commands that make the mask."""
+            options: str = "", search_parts: Mapping | None = None) -> Job:
+        """A job that trains a mask and evaluates it. before: the commands that make the mask; search_parts: see Job."""
         commands = [*before, self.run(options, folder, "train", seed, mask_path=mask)]
         last = folder / "train"
         if self.finetune is not None:
             commands.append(self.run(f"{options} {self.finetune}", folder, "finetune", seed, ft_model=str(last)))
             last = folder / "finetune"
-        return Job(name, seed, folder, [*commands, self.evaluate(last, folder / RESULT)])
+        return Job(name, seed, folder, [*commands, self.evaluate(last, folder / RESULT)], search_parts=search_parts)
 
     def without(self, entry: Entry, seed: int, folder: Path) -> Job:
         """A job that evaluates another entry's network without each of its connections."""

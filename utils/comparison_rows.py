@@ -84,8 +84,8 @@ def collect(content: dict, jobs: Sequence[Job]) -> dict:
     for job in jobs:
         result = None if (job.entry, job.seed) in rows else read_result(job.result)
         if result is not None:
-            rows[job.entry, job.seed] = {"entry": job.entry, "seed": job.seed, **result,
-                                         **search_facts(job.folder / "search", job.search_parts)}
+            facts = {} if job.search_parts is None else search_facts(job.folder / "search", job.search_parts)
+            rows[job.entry, job.seed] = {"entry": job.entry, "seed": job.seed, **result, **facts}
     return {**content, "rows": list(rows.values())}
 
 
