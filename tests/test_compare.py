@@ -146,7 +146,7 @@ def test_a_search_with_own_strengths_is_collected(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("option, text, words", [
-    ("--search_options", "--bogus 3", "the options '--bogus 3' are none"),
+    ("--search_options", "--bogus 3", "does not accept the options '--bogus 3': unrec"),
     ("--search_options", "--max_epoch 0", "--max_epoch is 0"),
     ("--search_options", "'", "cannot be read"), ("--finetune_options", "--lr -1", "--lr is -1")])
 def test_options_that_a_run_would_refuse_are_refused_first(data, tmp_path, option, text, words):

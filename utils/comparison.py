@@ -153,7 +153,7 @@ class Plan:
         parser.exit_on_error = False
 
         def refuse(message):
-            raise InputError(f"the options {options!r} are none of a training: {message}")
+            raise InputError(f"train_sparse_mask.py does not accept the options {options!r}: {message}")
 
         parser.error = refuse
         settings = {**vars(parser.parse_args(words, argparse.Namespace(**self.settings))), **more}
